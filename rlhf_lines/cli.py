@@ -218,7 +218,8 @@ def _parser() -> argparse.ArgumentParser:
         _pick,
         parents=[a_run],
         usage="rlhf-lines pick RUN_DIR --preference W W ... [--scale raw|range] [--group NAME] [--max-kl NATS]\n"
-        "       rlhf-lines pick RUN_DIR --min NAME=SCORE ... --maximize NAME [--group NAME] [--max-kl NATS]\n"
+        "       rlhf-lines pick RUN_DIR --min|--max NAME=SCORE ... --maximize|--minimize NAME [--group NAME]\n"
+        "                       [--max-kl NATS]\n"
         "       rlhf-lines pick RUN_DIR --point ID",
         description=f"{VERBS['pick']}. Points of all groups but the controls are looked at; no model is loaded.",
     )
@@ -234,9 +235,12 @@ def _parser() -> argparse.ArgumentParser:
         "--min",
         nargs="+",
         metavar="NAME=SCORE",
-        help="lowest mean of some scores or metrics, as front.json names them (share_cut is what tables call cut)",
+        help="lowest mean of some scores or metrics, as front.json names them (share_cut is what tables call cut), "
+        "of kl, or of perplexity",
     )
-    pick.add_argument("--maximize", metavar="NAME", help="the score or metric that is to be highest then")
+    pick.add_argument("--max", nargs="+", metavar="NAME=SCORE", help="highest mean, likewise")
+    pick.add_argument("--maximize", metavar="NAME", help="what is to be highest then")
+    pick.add_argument("--minimize", metavar="NAME", help="what is to be lowest then, such as share_cut or kl")
     pick.add_argument(
         "--group",
         metavar="NAME",
@@ -447,13 +451,13 @@ def _reference_point(words: list[str] | None) -> list[float] | str | None:
 def _pick(options: argparse.Namespace) -> None:
     if options.scale is not None and options.preference is None:
         raise ValueError(f"scale is {options.scale}, but it belongs to a preference; give --preference W W ...")
-    minimum = None if options.min is None else _minima(options.min)
+    bounds = {"minimum": _bounds("--min", options.min), "maximum": _bounds("--max", options.max)}
     from rlhf_lines.pareto import named_elsewhere, pick, picked_text, read_front
     from rlhf_lines.serve.mixed import mix_of_point
 
     front = read_front(options.run_dir)
-    asked = {name: getattr(options, name) for name in ("preference", "scale", "maximize", "group", "max_kl", "point")}
-    picked = pick(front, minimum=minimum, **asked)
+    names = ("preference", "scale", "maximize", "minimize", "group", "max_kl", "point")
+    picked = pick(front, **bounds, **{name: getattr(options, name) for name in names})
     known = {"mix": mix_of_point(front, picked.point), "elsewhere": named_elsewhere(front, picked.point)}
     if (Path(options.run_dir) / RUN_STORE).is_file():
         from rlhf_lines.sweep.finished.behaviour import lost_prompts
@@ -464,24 +468,26 @@ def _pick(options: argparse.Namespace) -> None:
     _say(picked_text(front, picked.point, options.run_dir, picked=picked, **known))
 
 
-def _minima(texts: Sequence[str]) -> dict[str, float]:
-    minima: dict[str, float] = {}
-    for name, low in map(_minimum, texts):
-        if name in minima:
-            raise ValueError(f"--min has {name!r} twice, {minima[name]:g} and {low:g}: give every name once")
-        minima[name] = low
-    return minima
+def _bounds(flag: str, texts: Sequence[str] | None) -> dict[str, float] | None:
+    if texts is None:
+        return None
+    bounds: dict[str, float] = {}
+    for name, value in (_bound(flag, text) for text in texts):
+        if name in bounds:
+            raise ValueError(f"{flag} has {name!r} twice, {bounds[name]:g} and {value:g}: give every name once")
+        bounds[name] = value
+    return bounds
 
 
-def _minimum(text: str) -> tuple[str, float]:
+def _bound(flag: str, text: str) -> tuple[str, float]:
     name, _, number = text.rpartition("=")
     try:
-        low = float(number)
+        value = float(number)
     except ValueError:
-        low = None
-    if low is None or not name:
-        raise ValueError(f"--min has {text!r}, expected NAME=SCORE, such as r2=0.4")
-    return name, low
+        value = None
+    if value is None or not name:
+        raise ValueError(f"{flag} has {text!r}, expected NAME=SCORE, such as r2=0.4")
+    return name, value
 
 
 def _report(options: argparse.Namespace) -> None:

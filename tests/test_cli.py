@@ -207,6 +207,8 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, capsys, verb, content, wo
         (["pick", "./no", "--min", "r2", "--maximize", "r1"], ["--min has 'r2', expected NAME=SCORE, such as r2=0.4"]),
         (["pick", "./no", "--min", "=1", "--maximize", "r1"], ["--min has '=1', expected NAME=SCORE"]),
         (["pick", "./no", "--min", "r2=1", "--maximize", "r1", "--scale", "raw"], ["scale is raw, but it belongs to"]),
+        (["pick", "./no", "--max", "r2", "--maximize", "r1"], ["--max has 'r2', expected NAME=SCORE, such as r2=0.4"]),
+        (["pick", "./no", "--max", "r=1", "--max", "r=2"], ["--max has 'r' twice, 1 and 2: give every name once"]),
         (["pick", "./no", "--min", "r=1", "s=0", "r=0.5"], ["--min has 'r' twice, 1 and 0.5: give every name once"]),
         (["pick", "./no", "--min", "r=1", "--min", "r=2"], ["--min has 'r' twice, 1 and 2: give every name once"]),
     ],

@@ -36,6 +36,7 @@ from rlhf_lines.sweep.inputs import (
     distinct_prompts,
     fingerprints_of_models,
     prompt_contents,
+    tell_unused_drawing,
 )
 from rlhf_lines.task_rewards import load_reward_models, reward_folders
 
@@ -98,6 +99,7 @@ def read_inputs(data_config: DataConfig, config: LearnConfig) -> Inputs:
     check_objectives(objectives, names)
     tokenizer = load_tokenizer(sft)
     Problems(stop_problems(tokenizer, config.stop)).check()
+    tell_unused_drawing(sft, config)
     prompts = read_prompts(data_config, config, tokenizer)
     for split, texts in prompts.items():
         asked = {"train": config.train_prompts, "validation": config.validation_prompts}[split]

@@ -220,7 +220,7 @@ def _features(swept: Swept, prompts: Sequence[str]) -> Array:
 
 def _is_choice(point: StoredPoint, scaling: Scaling, num_policies: int) -> bool:
     spec = point.spec
-    same = (spec.alpha, spec.beta, spec.schedule) == tuple(scaling)
+    same = Scaling(spec.alpha, spec.beta, spec.schedule).merged == scaling.merged
     return spec.rule == "linear" and same and len(spec.weights) == num_policies and any(spec.weights)
 
 

@@ -35,7 +35,7 @@ class Behaviour:
     Attributes:
         tokens: `[P, S]`, how many.
         empty: `[P, S]`, 1 where the text has nothing but blanks, else 0.
-        cut: `[P, S]`, 1 where it reached the longest length without the end token; None where that is not known.
+        cut: `[P, S]`, 1 where it reached the longest length and nothing ended it; None where that is not known.
         repetition: `[P, S]`, see `repeated`.
         distinct: `[P, S]`, one over how often its text occurs among all of the point, so that the mean is the number
             of different texts over the number of completions.
@@ -58,6 +58,7 @@ class Behaviour:
         *,
         max_new_tokens: int | None,
         end_tokens: Collection[int],
+        stopped: ArrayLike | None = None,
     ) -> Behaviour:
         """Measure the completions of one point.
 
@@ -67,6 +68,7 @@ class Behaviour:
             scores: `[P, S, K]`.
             max_new_tokens: the longest that a completion could be; None where it is not known.
             end_tokens: any of them ends a completion.
+            stopped: `[P, S]`, 1 where a text ended it, whatever its last token is; None where no text does.
 
         Raises:
             ValueError: prompts have different numbers of completions, or scores are of another shape or not finite.
@@ -86,10 +88,13 @@ class Behaviour:
         def cut(ids: Sequence[int]) -> bool:
             return len(ids) >= max_new_tokens and ids[-1] not in end_tokens
 
+        def not_ended() -> Array:
+            return each(cut, token_ids) * (1.0 - np.asarray(0.0 if stopped is None else stopped, dtype=np.float64))
+
         return cls(
             tokens=each(len, token_ids),
             empty=each(lambda text: not text.strip(), texts),
-            cut=None if max_new_tokens is None else each(cut, token_ids),
+            cut=None if max_new_tokens is None else not_ended(),
             repetition=each(repeated, token_ids),
             distinct=each(lambda text: 1 / times[text], texts),
             scores=scores,

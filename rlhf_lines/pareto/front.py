@@ -6,7 +6,7 @@ Letters: n points, P prompts, K objectives, T texts, R resamples.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -104,6 +104,7 @@ def build_front(
     audit: Audit | None = None,
     benchmarks: Mapping[str, Benchmark] | None = None,
     prompt_ids: Sequence[int] = (),
+    answers: Collection[str] = (),
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> Front:
@@ -133,6 +134,7 @@ def build_front(
         audit: the signatures of the policies.
         benchmarks: how the points were asked what their `results` are of.
         prompt_ids: of the P prompts in the run store; left out, their numbers from 0.
+        answers: names of the scores of which every single one is 0 or 1, before samples are averaged.
         resamples: number of bootstrap resamples.
         confidence: coverage of all intervals.
 
@@ -222,7 +224,9 @@ def build_front(
                 "id": point.id,
                 "group": point.group,
                 "spec": dict(point.spec),
-                **measure_point(point, model, rewards, metrics, resampling, further=names, asked=asked),
+                **measure_point(
+                    point, model, rewards, metrics, resampling, further=names, asked=asked, answers=answers
+                ),
                 "label": point_label(point.spec, policies),
                 "preference": _preference(point),
                 "single_policy": single_policy(point.spec, policies),
@@ -262,6 +266,7 @@ def measure_point(
     *,
     further: Sequence[str] = (),
     asked: Sequence[str] = (),
+    answers: Collection[str] = (),
 ) -> Measured:
     """What was measured of a point, with intervals over its prompts.
 
@@ -273,6 +278,7 @@ def measure_point(
         resampling: of the prompts.
         further: names of what else other points have; null where this one has it not.
         asked: metrics of the benchmarks that points were asked; null where this one was not.
+        answers: names of the scores of which every single one is 0 or 1.
 
     Raises:
         ValueError: a metric has another shape than the scores, or is not finite.
@@ -285,14 +291,14 @@ def measure_point(
         for name in dict.fromkeys([*further, *point.metrics, *metrics])
     }
     return {
-        "scores": resampling.scores(dict(zip(objectives, scores.T, strict=True))),
+        "scores": resampling.scores(dict(zip(objectives, scores.T, strict=True)), answers=answers),
         "metrics": behaviour_entry(point.behaviour, sft, objectives, resampling)
         | {
             name: None
             if column is None
             else resampling.mean(column)
             if name in METRICS
-            else resampling.scores({name: column})[name]
+            else resampling.scores({name: column}, answers=answers)[name]
             for name, column in found.items()
         }
         | {name: result_entry(point.results[name], resampling) if name in point.results else None for name in asked},

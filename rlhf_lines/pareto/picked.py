@@ -13,6 +13,7 @@ import numpy as np
 from rlhf_lines.errors import alternatives, counted, unknown_name
 from rlhf_lines.merge.rules.profile import options_text
 from rlhf_lines.models import is_here
+from rlhf_lines.pareto.benchmarks import benchmark_metrics
 from rlhf_lines.pareto.measures import nondominated
 from rlhf_lines.pareto.origin import is_routed, weights_text
 from rlhf_lines.pareto.schema import (
@@ -35,6 +36,8 @@ AS_COUNTED = {"raw": "scores in their own units", "range": "each score as a shar
 SCALES = tuple(AS_COUNTED)
 NO_ONE_MERGE = "a router gives every prompt weights of its own for this preference, so no one merge is this policy"
 LARGEST = 1e100  # of a preference: times a score, or over a range, it is still a number
+BESIDE = ("kl", "perplexity")  # what a point has a mean of beside its scores and metrics
+DAMAGE = ("share_empty", "share_cut", "repetition", "perplexity")  # of which more is never better
 LOST, ASKED = 3, 60  # how many of the prompts that lost most are told, and how many characters of each
 
 
@@ -61,6 +64,21 @@ class Picked(NamedTuple):
     runner_up: tuple[int, float] | None = None
 
 
+class Bound(NamedTuple):
+    """The least, or the most, that the mean of a name may be."""
+
+    name: str
+    value: float
+    is_least: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name} of at {'least' if self.is_least else 'most'} {self.value:zg}"
+
+    def keeps(self, mean: float) -> bool:
+        """Whether a mean is within it."""
+        return mean >= self.value if self.is_least else mean <= self.value
+
+
 class Worth(NamedTuple):
     """What is known of the choice of a point.
 
@@ -85,8 +103,10 @@ def pick(
     group: str | None = None,
     max_kl: float | None = None,
     point: int | None = None,
+    maximum: Mapping[str, float] | None = None,
+    minimize: str | None = None,
 ) -> Picked:
-    """The point that is best under a preference, or above bounds; or that has an id.
+    """The point that is best under a preference, or within bounds; or that has an id.
 
     The points of all groups are candidates but for the controls `scaled` and `reversed`, which are looked at only if
     `group` names one. Of those within the limits, one is taken that no other dominates in the objectives; of several
@@ -94,54 +114,70 @@ def pick(
 
     With `preference` w, one number per objective: the point with the highest `w . s`, where s is its mean score, or,
     with `scale="range"`, `(s - reference) / (ideal - reference)` per objective, so that scores of different units
-    weigh alike. The sum of w does not matter. With `minimum` and `maximize`: the point with the highest mean in one
-    score or metric among those whose means are at least the minima.
+    weigh alike. The sum of w does not matter. With `minimum` or `maximum`, and `maximize` or `minimize`: the point with
+    the highest, or lowest, mean of one name among those whose means are within the bounds. Names are those of scores
+    and metrics, `kl` and `perplexity`.
 
     Args:
         front: what `build_front` returns, or `read_front` reads.
         preference: K numbers of at least 0, not all 0, in the order of `front["objectives"]`.
         scale: `raw`, which None means too, or `range`; for `preference`.
-        minimum: lowest mean by the name of a score or metric.
-        maximize: name of a score or metric.
+        minimum: lowest mean by name.
+        maximize: a name, of which more is not damage alone.
         group: look at its points only.
         max_kl: look only at points with at most this mean KL to the SFT model, in nats.
         point: id of the point; with nothing else.
+        maximum: highest mean by name.
+        minimize: a name; in place of `maximize`.
 
     Raises:
         ValueError: not exactly one way is asked for, a name is unknown, a number is not as described, or no point is
             within the limits.
     """
-    ways = (preference, scale, minimum, maximize, group, max_kl)
+    ways = (preference, scale, minimum, maximize, group, max_kl, maximum, minimize)
     if point is not None:
         if any(way is not None for way in ways):
             raise ValueError(f"point {point} is asked for by its id; leave out what else it is to be picked by")
         return Picked(_by_id(front, point), [], {}, 0.0, [])
-    if preference is not None and (minimum is not None or maximize is not None):
-        raise ValueError("both a preference and a minimum are given; pick by one of them")
-    if preference is None and (not minimum or maximize is None):
+    if preference is not None and any(way is not None for way in (minimum, maximum, maximize, minimize)):
+        raise ValueError("both a preference and bounds are given; pick by one of them")
+    if maximize is not None and minimize is not None:
+        raise ValueError(f"both {maximize} to maximize and {minimize} to minimize are given; give one of them")
+    sought = minimize if maximize is None else maximize
+    if preference is None and (not (minimum or maximum) or sought is None):
         raise ValueError(
-            "a point is picked by a preference (such as --preference 0.7 0.3), by a minimum and the score to maximize "
-            "(such as --min r2=0.4 --maximize r1), or by its id (--point 3); give one of them"
+            "a point is picked by a preference (such as --preference 0.7 0.3), by a minimum or maximum and what to "
+            "maximize or minimize (such as --min r2=0.4 --maximize r1), or by its id (--point 3); give one of them"
         )
     names, objectives = measured_names(front), list(front["objectives"])
-    factors = {maximize: 1.0} if preference is None else _factors(front, preference, scale or "raw")
-    for name in (*(minimum or ()), *factors):
+    sign = -1.0 if maximize is None else 1.0
+    factors = {sought: sign} if preference is None else _factors(front, preference, scale or "raw")
+    for name in (*(minimum or ()), *(maximum or ()), *factors):
         if name not in names:
             raise ValueError(unknown_name("score", name, names))
+    if maximize in DAMAGE or maximize in (name for name, better in benchmark_metrics(front).items() if better is False):
+        raise ValueError(f"maximize is {maximize}, of which more is worse: minimize it (--minimize {maximize})")
     candidates, left_out = _of_groups(front, group)
     candidates = _within_kl(candidates, max_kl)
-    candidates = _reaching(candidates, minimum or {})
+    bounds = [Bound(name, low) for name, low in (minimum or {}).items()]
+    bounds += [Bound(name, high, is_least=False) for name, high in (maximum or {}).items()]
+    candidates = _within(candidates, bounds)
     candidates = [each for each in candidates if all(measured(each, name) is not None for name in factors)]
     if not candidates:
-        raise ValueError(f"no point that is left has a {maximize}; maximize a score, or ask for less")
+        raise ValueError(f"no point that is left has a {sought}; ask for a score, or for less")
     columns = [*objectives, *(name for name in factors if name not in objectives)]
     means = np.array([[measured(each, name) for name in columns] for each in candidates])
     worth = means @ [factors.get(name, 0.0) for name in columns]
-    best = max(nondominated(means), key=lambda i: worth[i])  # of equals, max returns the first
+    better = means * [np.copysign(1.0, factors.get(name, 1.0)) for name in columns]  # more is better in every column
+    best = max(nondominated(better), key=lambda i: worth[i])  # of equals, max returns the first
     constant = 0.0
     if scale == "range":
         reference = dict(zip(objectives, front["reference_point"], strict=True))
         constant = -sum(factor * reference[name] for name, factor in factors.items())
+    if preference is None:
+        asked = f"the {'least' if maximize is None else 'most'} {sought} with {' and '.join(map(str, bounds))}"
+    else:
+        asked = _weighed(objectives, preference, scale or "raw")
     others = [i for i in range(len(candidates)) if (means[i] != means[best]).any()]
     runner_up = max(others, key=lambda i: worth[i], default=None)
     return Picked(
@@ -150,31 +186,19 @@ def pick(
         factors,
         constant,
         left_out,
-        _asked(objectives, preference, scale or "raw", minimum, maximize, max_kl),
+        asked if max_kl is None else f"{asked}; at most {max_kl:zg} nats of KL",
         None if runner_up is None else (candidates[runner_up]["id"], float(worth[best] - worth[runner_up])),
     )
 
 
-def _asked(
-    objectives: Sequence[str],
-    preference: Sequence[float] | None,
-    scale: str,
-    minimum: Mapping[str, float] | None,
-    maximize: str | None,
-    max_kl: float | None,
-) -> str:
-    """By what a point is picked, in words.
+def _weighed(objectives: Sequence[str], preference: Sequence[float], scale: str) -> str:
+    """By which preference a point is picked, in words.
 
-    >>> _asked(["r1", "r2"], [0.7, 0.3], "range", None, None, 5.0)
-    '0.7 r1 + 0.3 r2, each score as a share of its range (--scale range); at most 5 nats of KL'
+    >>> _weighed(["r1", "r2"], [0.7, 0.3], "range")
+    '0.7 r1 + 0.3 r2, each score as a share of its range (--scale range)'
     """
-    if preference is None:
-        floors = " and ".join(f"{name} of at least {low:zg}" for name, low in (minimum or {}).items())
-        asked = f"the most {maximize} with {floors}"
-    else:
-        parts = " + ".join(f"{weight:zg} {name}" for weight, name in zip(preference, objectives, strict=True))
-        asked = f"{parts}, {AS_COUNTED[scale]} (--scale {scale})"
-    return asked if max_kl is None else f"{asked}; at most {max_kl:zg} nats of KL"
+    parts = " + ".join(f"{weight:zg} {name}" for weight, name in zip(preference, objectives, strict=True))
+    return f"{parts}, {AS_COUNTED[scale]} (--scale {scale})"
 
 
 def pick_point(front: Front, **question) -> PointEntry:
@@ -183,14 +207,16 @@ def pick_point(front: Front, **question) -> PointEntry:
 
 
 def measured_names(front: Front) -> list[str]:
-    """What a point can be picked by: the scores, and the metrics of which points have a mean."""
-    metrics = [name for point in front["points"] for name in point["metrics"] if measured(point, name) is not None]
-    return list(dict.fromkeys([*front["objectives"], *metrics]))
+    """What a point can be picked by: scores, and what else points have a mean of: metrics, `kl`, `perplexity`."""
+    points = front["points"]
+    further = [name for point in points for name in (*point["metrics"], *BESIDE) if measured(point, name) is not None]
+    return list(dict.fromkeys([*front["objectives"], *further]))
 
 
 def measured(point: PointEntry, name: str) -> float | None:
-    """The mean of a score or metric of a point, None where it has none."""
-    found = None if name in BY_OBJECTIVE else point["scores"].get(name) or point["metrics"].get(name)
+    """The mean of a score or metric of a point, of its `kl` or `perplexity`; None where it has none."""
+    of = {name: point[name] for name in BESIDE} | point["metrics"] | point["scores"]
+    found = None if name in BY_OBJECTIVE else of.get(name)
     return found["mean"] if found else None
 
 
@@ -259,7 +285,7 @@ def picked_text(
     weights = weights_text(spec["weights"])
     rows: list[tuple[str, Mean]] = [(name, point["scores"][name]) for name in front["objectives"]]
     metrics = [(name, point["metrics"][name]) for name in point["metrics"] if measured(point, name) is not None]
-    metrics += [(name, point[name]) for name in ("kl", "perplexity") if point[name] is not None]
+    metrics += [(name, point[name]) for name in BESIDE if point[name] is not None]
     rows += [(WORDS.get(name, name), value) for name, value in metrics]
     width = max(len(name) for name, _ in rows)
     lines = [
@@ -407,24 +433,28 @@ def _factors(front: Front, preference: Sequence[float], scale: str) -> dict[str,
     return dict(zip(names, weights.tolist(), strict=True))
 
 
-def _reaching(points: list[PointEntry], minimum: Mapping[str, float]) -> list[PointEntry]:
-    """The points that reach all minima; stop at the first minimum that none reaches which reaches those before it."""
+def _within(points: list[PointEntry], bounds: Sequence[Bound]) -> list[PointEntry]:
+    """The points within all bounds; stop at the first that none keeps of those within the ones before."""
     left, before = points, []
-    for name, low in minimum.items():
-        if not math.isfinite(low):
-            raise ValueError(f"the minimum of {name} is {low}; expected a finite number")
+    for bound in bounds:
+        name, value, is_least = bound
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the {'minimum' if is_least else 'maximum'} of {name} is {value}; expected a finite number"
+            )
         known = [point for point in left if measured(point, name) is not None]
         among = f" among the points with {' and '.join(before)}" if before else ""
         if not known:
             raise ValueError(f"no point that is looked at has a {name}{among}; ask for another score")
-        highest = max(known, key=lambda point, name=name: measured(point, name))
-        left = [point for point in known if measured(point, name) >= low]
+        nearest = (max if is_least else min)(known, key=lambda point, name=name: measured(point, name))
+        left = [point for point in known if bound.keeps(measured(point, name))]
         if not left:
+            end, way_out = ("highest", "ask for at most that") if is_least else ("lowest", "allow at least that")
             raise ValueError(
-                f"no point has a mean {name} of at least {low:zg}{among}: the highest is {measured(highest, name)!r} "
-                f"(point {highest['id']}); ask for at most that"
+                f"no point has a mean {bound}{among}: the {end} is {measured(nearest, name)!r} "
+                f"(point {nearest['id']}); {way_out}"
             )
-        before.append(f"{name} of at least {low:zg}")
+        before.append(str(bound))
     return left
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -36,19 +36,23 @@ class Resampling:
         """That of one column."""
         return self.means({"": column})[""]
 
-    def scores(self, columns: Mapping[str, NDArray[np.float64]]) -> dict[str, Mean]:
+    def scores(self, columns: Mapping[str, NDArray[np.float64]], *, answers: Collection[str] = ()) -> dict[str, Mean]:
         """The mean of each column `[P]` of scores, with an interval that holds, or none.
 
         Resamples of a score that most prompts have alike are too much alike, and hold too little. Where all scores are
         0 or 1, or most are one of these and the others between, the interval is that of `share_estimate`; of other
         scores that are `is_sparse` there is none.
+
+        Args:
+            columns: by name, the mean score of each prompt.
+            answers: names of the scores of which every single one is 0 or 1. Means over several samples do not show it.
         """
         found = self.means(columns)
         for name, column in columns.items():
-            answers = bool(np.isin(column, (0.0, 1.0)).all())
+            is_answers = name in answers or bool(np.isin(column, (0.0, 1.0)).all())
             at_end = max(np.mean(column == 0.0), np.mean(column == 1.0)) > 0.5
-            if answers or (at_end and column.min() >= 0.0 and column.max() <= 1.0):
-                found |= self.shares({name: column}, answers=answers)
+            if is_answers or (at_end and column.min() >= 0.0 and column.max() <= 1.0):
+                found |= self.shares({name: column}, answers=is_answers)
             elif is_sparse(column):
                 found[name] |= {"low": None, "high": None}
         return found

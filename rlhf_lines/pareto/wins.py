@@ -23,6 +23,8 @@ def win_rate(own: ArrayLike, sft: ArrayLike, objectives: Sequence[str], resampli
         by objective: 1[y > y_SFT] + 1/2 [y = y_SFT]
         jointly:      1 where it is better in every objective, 0 where it is worse in every one, else 1/2
 
+    The SFT model's own, the same array, are exactly 1/2, whatever the prompts: it ties with itself.
+
     Args:
         own: `[P, S, K]`, the point's scores.
         sft: `[P, S, K]`, the SFT model's.
@@ -34,7 +36,8 @@ def win_rate(own: ArrayLike, sft: ArrayLike, objectives: Sequence[str], resampli
     wins = (np.sign(difference) + 1) / 2
     joint = {"win_rate": (1 + better - 1.0 * worse) / 2, "all_better": 1.0 * better, "all_worse": 1.0 * worse}
     columns = joint | {f"objective {k}": wins[..., k] for k in range(len(objectives))}
-    found = resampling.shares({name: column.mean(axis=1) for name, column in columns.items()})
+    measure = resampling.means if own is sft else resampling.shares
+    found = measure({name: column.mean(axis=1) for name, column in columns.items()})
     return {
         **found["win_rate"],
         "by_objective": {name: found[f"objective {k}"] for k, name in enumerate(objectives)},

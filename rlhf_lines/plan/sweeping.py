@@ -270,7 +270,7 @@ def _validation_points(config: SweepConfig) -> tuple[int, int]:
     if not config.chooses:
         return 0, 0
     weights = len(simplex(len(config.policies), config.validation_weights))
-    least = sum(config.candidate_counts.values()) * weights + 1 + len(config.policies)
+    least = sum(config.merge_counts.values()) * weights + 1 + len(config.policies)
     least += config.search_points if config.searches else 0
     return least + config.most_extensions * weights, least
 
@@ -350,7 +350,8 @@ def _mixed(config: SweepConfig) -> Counter[tuple[int, ...]]:
         add(policies, rows, 1, all_of=all_of)
         if count := tried.get(name):
             beyond = config.edge_extensions * (count > 1)
-            add(policies, simplex(own, config.validation_weights), count + beyond, all_of=all_of)
+            times = config.merge_counts[name] + beyond
+            add(policies, simplex(own, config.validation_weights), times, all_of=all_of)
     if config.searches:
         mixed[every] += config.search_points  # its front is of these
     return mixed

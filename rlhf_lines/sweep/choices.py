@@ -29,6 +29,16 @@ class Scaling(NamedTuple):
     beta: float
     schedule: str = "linear"
 
+    @property
+    def merged(self) -> Scaling:
+        """The scaling as specs have it, one form for one merge: with beta 0 no schedule matters, and it is linear."""
+        return self if self.beta else self._replace(schedule="linear")
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it leaves the SFT model alone."""
+        return not self.alpha and not self.beta
+
     @classmethod
     def of(cls, item: str | Sequence) -> Scaling:
         """The scaling that a text as `1.0 0.5 sqrt`, or a list of its parts, stands for.
@@ -58,8 +68,20 @@ def read_alpha(value: object) -> Alpha:
 
 
 def grid(alphas: Sequence, betas: Sequence[float], schedules: Sequence[str]) -> list[Scaling]:
-    """Every alpha with every beta and schedule, the last to change first."""
-    return [Scaling(*scaling) for scaling in itertools.product(alphas, betas, schedules)]
+    """Every alpha with every beta and schedule, the last to change first; each merge once, see `distinct`."""
+    return distinct([Scaling(*scaling) for scaling in itertools.product(alphas, betas, schedules)])
+
+
+def distinct(scalings: Sequence[Scaling]) -> list[Scaling]:
+    """The scalings without those that make the merge of one before.
+
+    >>> distinct([Scaling(1.0, 0.0), Scaling(1.0, 0.0, "sqrt"), Scaling(1.0, 0.5, "sqrt")])
+    [Scaling(alpha=1.0, beta=0.0, schedule='linear'), Scaling(alpha=1.0, beta=0.5, schedule='sqrt')]
+    """
+    found: dict[Scaling, Scaling] = {}
+    for scaling in scalings:
+        found.setdefault(scaling.merged, scaling)
+    return list(found.values())
 
 
 def scaling_problems(
@@ -149,7 +171,7 @@ class Tunable:
         factors = [alpha for alpha in factors if alpha != "auto" or self.measures_alpha]
         left_out = factors if len(factors) > 1 else (1.0,)
         alphas = left_out if self.leaves_alpha_out else self.alphas or (self.alpha,)
-        return list(self.scalings) or grid(alphas, self.betas or (self.beta,), self.schedules or (self.schedule,))
+        return distinct(self.scalings) or grid(alphas, self.betas or (self.beta,), self.schedules or (self.schedule,))
 
 
 @dataclass(frozen=True)
@@ -213,7 +235,7 @@ class GroupEntry(Tunable):
             for problem in self._problems():
                 raise ValueError(problem)
             object.__setattr__(self, "options", read_options(self.rule, self.options))
-            MergeSpec(self.rule, (1.0,), options=self.options)  # knows the rule, or says so
+            MergeSpec(self.rule, (1.0,), schedule=self.schedule, options=self.options)  # knows both, or says so
             if self.statistics and RULES[self.rule].statistics is None:
                 raise ValueError(f"statistics are given, but rule {self.rule!r} uses none; leave them out")
             self._take_router()
@@ -234,7 +256,7 @@ class GroupEntry(Tunable):
 
     def spec(self, weights: tuple[float, ...], scaling: Scaling) -> MergeSpec:
         """The spec at some weights with one of the `candidates`."""
-        return MergeSpec(self.rule, weights, *scaling, self.options, self.lines)
+        return MergeSpec(self.rule, weights, *scaling.merged, self.options, self.lines)
 
     def _list(self, name: str) -> Sequence:
         items = getattr(self, name)

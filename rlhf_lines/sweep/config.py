@@ -20,6 +20,7 @@ from rlhf_lines.sweep.choices import (
     GroupEntry,
     Scaling,
     Tunable,
+    distinct,
     grid,
     grid_problems,
     group_problems,
@@ -240,8 +241,8 @@ class SweepConfig(CompletionConfig):
 
     @property
     def candidates(self) -> list[Scaling]:
-        """The scalings of LiNeS to choose from: those of the list, or, without one, all of the grid."""
-        return self.scalings or grid(self.alphas, self.betas, self.schedules)
+        """The scalings of LiNeS to choose from: those of the list, or, without one, of the grid; each merge once."""
+        return distinct(self.scalings) or grid(self.alphas, self.betas, self.schedules)
 
     @property
     def candidate_counts(self) -> dict[str, int]:
@@ -249,6 +250,16 @@ class SweepConfig(CompletionConfig):
         count, factors = len(self.candidates), self._factors
         controls = {SCALED: len(factors), REVERSED: count} if self.controls else {}
         return {LINES: count, **controls, **{entry.name: len(entry.candidates(factors)) for entry in self.tuned}}
+
+    @property
+    def merge_counts(self) -> dict[str, int]:
+        """How many of `candidate_counts` are merges that LiNeS has not, as far as it is known which factors there are.
+
+        With beta 0 LiNeS is one factor for all layers, and nothing is upside down.
+        """
+        factors = {scaling.alpha for scaling in self.candidates if not scaling.beta}
+        shared = {REVERSED: len(factors), SCALED: len(factors.intersection(self.scaled_alphas))}
+        return {name: count - shared.get(name, 0) for name, count in self.candidate_counts.items()}
 
     @property
     def most_extensions(self) -> int:
@@ -262,7 +273,7 @@ class SweepConfig(CompletionConfig):
 
     @property
     def _factors(self) -> list[Alpha]:
-        """As many numbers as there are factors for all layers to choose from, and `auto` where it is among them.
+        """As many numbers as there are factors for all layers to choose from, each once, and `auto` where it is one.
 
         Which numbers they are, where `scaled_alphas` is left out, is a matter of the layers: see `factors_of`.
         """
@@ -270,7 +281,7 @@ class SweepConfig(CompletionConfig):
             return self.scaled_alphas
         count = len(self.candidates)
         auto = ["auto"] if count > 1 and any(scaling.alpha == "auto" for scaling in self.candidates) else []
-        return [*auto, *[1.0] * (count - len(auto))]
+        return [*auto, *map(float, range(1, 1 + count - len(auto)))]
 
     @property
     def _of_auto(self) -> list[str]:

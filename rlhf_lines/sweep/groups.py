@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -67,6 +68,19 @@ class Specs:
                 raise ValueError(f"{label(group)} at weights {weights_text(weights)}: {error}") from error
 
         return make
+
+    def tried(self, group: str, scaling: Scaling, weights: Sequence[Weights]) -> list[MergeSpec]:
+        """The specs of a candidate at these weights; one that does nothing is the SFT model at all of them."""
+        return self.fixed()[SFT] if scaling.is_nothing else list(map(self.maker(group, scaling), weights))
+
+    def count_tried(self, weights: int) -> int:
+        """How many merges all candidates are, at so many weights, beside the SFT model.
+
+        What LiNeS and its controls have in common counts once.
+        """
+        own = {one.merged for name in (LINES, SCALED, REVERSED) for one in self.candidates.get(name, ())}
+        others = [tried for name, tried in self.candidates.items() if name not in (LINES, SCALED, REVERSED)]
+        return weights * sum(not one.is_nothing for one in (*own, *itertools.chain.from_iterable(others)))
 
     def makers(self, chosen: Mapping[str, Scaling]) -> dict[str, Callable[[Weights], MergeSpec]]:
         """For every group that is swept over weights, the function from weights to its spec.

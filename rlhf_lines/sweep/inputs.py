@@ -18,7 +18,7 @@ from rlhf_lines import skeleton
 from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.completions import stop_problems
 from rlhf_lines.data.config import DataConfig, sources
-from rlhf_lines.errors import Problems
+from rlhf_lines.errors import Problems, about
 from rlhf_lines.limits import check_prompts, check_writes
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256
@@ -39,6 +39,7 @@ from rlhf_lines.scoring import Asked
 from rlhf_lines.sha256 import sha256_of
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.choices import profile_problems
+from rlhf_lines.sweep.completion_config import CompletionConfig
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import check_engine
 from rlhf_lines.sweep.engines.multi_lora import check_mixable
@@ -57,6 +58,16 @@ CHANGEABLE = (
     "reuse",
     "report_to",
 )  # what a resumed sweep may have otherwise
+GENERATION_CONFIG = "generation_config.json"
+# What it may say of how tokens are drawn, and the value that changes nothing.
+DRAWING = {
+    **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "top_h": None},
+    **{"epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0},
+    **{"no_repeat_ngram_size": 0, "guidance_scale": 1.0, "num_beams": 1, "penalty_alpha": 0.0, "min_new_tokens": 0},
+    **{"bad_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None, "sequence_bias": None},
+    **{"exponential_decay_length_penalty": None, "forced_bos_token_id": None, "forced_eos_token_id": None},
+    "stop_strings": None,
+}
 REWARD_BATCH = 32  # texts in one pass of a reward model, where batch_size is left out
 
 logger = logging.getLogger(__name__)
@@ -118,6 +129,7 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     objectives = checked_objectives(config, [model.name for model in reward_models])
     tokenizer = load_tokenizer(sft)
     Problems(stop_problems(tokenizer, config.stop)).check()
+    tell_unused_drawing(sft, config)
     prompts, forgetting = _read_texts(data_config, config, tokenizer)
     with Checkpoint(sft) as checkpoint:
         num_layers = checkpoint.num_layers([module for adapter in adapters for module in adapter.modules])
@@ -138,6 +150,38 @@ def check_4bit(sft: Path) -> None:
     """
     if not torch.cuda.is_available():
         skeleton.check_4bit_on_cpu(skeleton.causal_lm(load_config(sft)))
+
+
+def tell_unused_drawing(sft: Path, config: CompletionConfig) -> None:
+    """Warn of settings in the SFT model's generation_config.json by which completions are not drawn.
+
+    Args:
+        sft: its folder.
+        config: by which they are; a setting that is the same in both is none.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if not (sft / GENERATION_CONFIG).is_file():
+        return
+    with about(f"{GENERATION_CONFIG} of {sft} cannot be read"):
+        given = json.loads((sft / GENERATION_CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(given, dict):
+        raise ValueError(f"{GENERATION_CONFIG} of {sft} cannot be read: it is {given!r}, expected a mapping")
+    used = {name: getattr(config, name, None) for name in DRAWING}
+    unused = [
+        f"{name} {given[name]}"
+        for name, neutral in DRAWING.items()
+        if given.get(name) not in (None, [], neutral, used[name])
+    ]
+    if unused:
+        logger.warning(
+            "completions are drawn by the settings of this run alone, which its KL is of: %s in %s of the SFT model "
+            "%s no effect",
+            ", ".join(unused),
+            GENERATION_CONFIG,
+            "have" if len(unused) > 1 else "has",
+        )
 
 
 def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:

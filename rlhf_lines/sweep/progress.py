@@ -57,7 +57,7 @@ class Progress:
         if "validation" in inputs.prompts:
             weights = simplex(len(config.policies), config.validation_weights)
             anchors = sum(map(len, specs.anchors().values()))
-            expected[VALIDATION] = anchors + sum(map(len, specs.candidates.values())) * len(weights)
+            expected[VALIDATION] = anchors + specs.count_tried(len(weights))
             beyond = config.most_extensions * len(weights)
         if config.sampler == "map":
             expected[PREDICTED] = len(makers) * config.map_points

@@ -46,7 +46,9 @@ class Reused:
         self._rewards = kept["reward_names"]
         self._merged = _Merged.of(kept)
         theirs = _Merged.of({key: self._store.recall(key) for key in ("inputs_sha256", "statistics_sha256")})
-        self._specs = {theirs.key(spec): spec_id for spec_id, spec in self._store.specs().items()}
+        self._specs: dict[str, list[int]] = {}  # of an earlier version, several with beta 0 may be one merge
+        for spec_id, spec in self._store.specs().items():
+            self._specs.setdefault(theirs.key(spec), []).append(spec_id)
         shown = self._store.shown()
         self._prompts = {
             (prompt.text, prompt.scored_text, _written(shown.get(prompt_id, {}))): prompt_id
@@ -75,9 +77,15 @@ class Reused:
             for prompt, (text, asked) in prompts.items()
         }
         for spec_id, spec in specs.items():
-            theirs = self._specs.get(self._merged.key(spec))
-            for row in [] if theirs is None else self._store.rows_of(theirs, self._rewards):
-                if row.prompt in ours and row.sample in samples and row.scores.keys() == set(self._rewards):
+            taken = set()
+            for row in (row for theirs in self._of(spec) for row in self._store.rows_of(theirs, self._rewards)):
+                if (
+                    row.prompt in ours
+                    and row.sample in samples
+                    and row.scores.keys() == set(self._rewards)
+                    and row[1:3] not in taken
+                ):
+                    taken.add(row[1:3])
                     yield row._replace(spec=spec_id, prompt=ours[row.prompt])
 
     def nll(
@@ -87,10 +95,16 @@ class Reused:
         ids = {(text.text, len(text.token_ids) - 1): text_id for text_id, text in texts.items()}
         names = {stored.id: ids.get((stored.text, stored.tokens)) for stored in self._store.forgetting_texts()}
         for spec_id, spec in specs.items():
-            theirs = self._specs.get(self._merged.key(spec))
-            for text, value in {} if theirs is None else self._store.nll_by_text(theirs).items():
+            known = {}
+            for theirs in self._of(spec):
+                known = self._store.nll_by_text(theirs) | known
+            for text, value in known.items():
                 if names[text] is not None:
                     yield spec_id, names[text], value
+
+    def _of(self, spec: MergeSpec) -> list[int]:
+        """The ids, in its store, of the merge that a spec of the other store is."""
+        return self._specs.get(self._merged.key(spec), [])
 
     def _check(self, folder: Path, kept: Mapping[str, Any]) -> None:
         _check_sampling(self._store, folder, kept)
@@ -126,12 +140,15 @@ class _Merged(NamedTuple):
     def key(self, spec: MergeSpec) -> str:
         """What makes a merged policy the same in two runs: settings, statistics, and which policy has which weight.
 
-        Rule `linear` gives the same with a policy more that has weight 0; other rules count their policies.
+        Rule `linear` gives the same with a policy more that has weight 0; other rules count their policies. With beta 0
+        no schedule matters.
         """
         mixed = list(zip(self.policies, spec.weights, strict=False))
         if spec.rule == "linear":
             mixed = sorted((policy, weight) for policy, weight in mixed if weight)
-        settings = {**spec.to_dict(), "weights": None, "statistics": self.statistics.get(spec.rule, [])}
+        schedule = spec.schedule if spec.beta else None
+        of_rule = self.statistics.get(spec.rule, [])
+        settings = {**spec.to_dict(), "schedule": schedule, "weights": None, "statistics": of_rule}
         return json.dumps([settings, mixed], sort_keys=True)
 
 

@@ -23,6 +23,7 @@ from rlhf_lines.pareto.schema import SEARCHED
 from rlhf_lines.sweep.begun import check_begun, refuse_begun
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
+from rlhf_lines.sweep.finished.behaviour import stopped_at_length
 from rlhf_lines.sweep.finished.front import gains, trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.groups import LINES, Specs
@@ -81,7 +82,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         kept = facts(read, data_config, config) | {"candidates": specs.candidates} if leads() else {}
         from_leader(lambda: routes.check(kept["sft_sha256"], kept["policies_sha256"], read.prompts["test"]))
         if run_config.resume:  # every process stops where the leader does
-            further = partial(_refuse_chosen_alphas, config)
+            further = partial(_refuse_earlier, config)
             from_leader(lambda: check_begun(config.output_dir, kept, what="the sweep", further=further))
         if config.reuse is not None:
             from_leader(lambda: check_reusable(config.reuse, kept))
@@ -121,8 +122,14 @@ def inputs(run_config: RunConfig, data_config: DataConfig, config: SweepConfig) 
     return fingerprints(data_config, config)
 
 
-def _refuse_chosen_alphas(config: SweepConfig, store: Store) -> None:
-    """Stop where a version that took alpha 1 where it was left out has begun the sweep."""
+def _refuse_earlier(config: SweepConfig, store: Store) -> None:
+    """Stop where a version that took alpha 1 where it was left out, or told schedules of beta 0 apart, has begun it."""
+    if any(not spec.beta and spec.schedule != "linear" for spec in store.specs().values()):
+        raise ValueError(
+            f"the sweep into {config.output_dir} was begun by a version that sampled merges with beta 0 once for every "
+            "schedule, and this one samples them once: start again with --overwrite in place of --resume, or into "
+            f"another output_dir with --reuse {config.output_dir}, which takes its completions"
+        )
     if store.recall("candidates", None) is not None:
         return
     if names := [entry.name for entry in config.tuned if entry.leaves_alpha_out]:
@@ -183,6 +190,7 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
         early = store.points("validation") if config.max_forgetting is not None else []
         measurement.forgetting(points, inputs.forgetting, phase=CONTROL, early=early)
     store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
+    store.replace(stopped=stopped_at_length(store, inputs.tokenizer))
     if searched is not None:
         store.replace(search=searched)
     told = {} if searched is None else {"search": searched}

@@ -123,7 +123,7 @@ class _Trials:
     def measure(self, candidates: Candidates) -> None:
         """Fill the store with what it lacks of these candidates."""
         groups = {
-            _called(name, scaling): list(map(self._specs.maker(name, scaling), self.weights))
+            _called(name, scaling): self._specs.tried(name, scaling, self.weights)
             for name, scalings in candidates.items()
             for scaling in scalings
         }

@@ -407,6 +407,10 @@ class Store:
             scores = {reward: score for reward, score in zip(rewards, in_order, strict=True) if score is not None}
             yield Row(*key, text, tuple(json.loads(token_ids)), kl, scores)
 
+    def rows_of_length(self, tokens: int) -> Iterator[Row]:
+        """Yield every completion of so many tokens or more, without its scores; see `rows`."""
+        return self._rows("c.tokens >= ?", tokens, ())
+
     def last_tokens(self, *, shorter_than: int) -> set[int]:
         """The last tokens of all completions that have fewer tokens than this."""
         query = "SELECT DISTINCT json_extract(token_ids, '$[#-1]') FROM completions WHERE tokens < ?"
@@ -431,6 +435,10 @@ class Store:
     def has_scores(self, reward: str) -> bool:
         """Whether any completion has this score."""
         return self._one("SELECT 1 FROM scores WHERE reward = ? LIMIT 1", reward) is not None
+
+    def are_answers(self, reward: str) -> bool:
+        """Whether every single score of a reward is 0 or 1."""
+        return self._one("SELECT 1 FROM scores WHERE reward = ? AND score NOT IN (0, 1) LIMIT 1", reward) is None
 
     def scored_splits(self, reward: str) -> list[str]:
         """The splits with completions that have this score."""

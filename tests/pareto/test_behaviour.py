@@ -83,6 +83,14 @@ def test_changes_are_paired_by_prompts():
     assert changes(own := behaviour(), own, RESAMPLING)["share_empty"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
+def test_the_sft_model_and_points_with_its_spec_win_half_against_it_exactly():
+    own = behaviour()
+    wins = behaviour_entry(own, own, ["x", "y"], RESAMPLING)["win_rate"]
+    assert (wins["mean"], wins["low"], wins["high"]) == (0.5, 0.5, 0.5)
+    wins = behaviour_entry(behaviour(scores=SCORES.copy()), own, ["x", "y"], RESAMPLING)["win_rate"]  # of another spec
+    assert wins["mean"] == 0.5 and wins["low"] < 0.5 < wins["high"]
+
+
 def test_no_interval_leaves_what_its_mean_can_be():
     """Of two prompts t is 12.7."""
     texts, long = [["a"], ["b"]], [*[5] * 20, END]

@@ -5,6 +5,7 @@ The printed command is read by the project's own parser, and gives back the spec
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -94,7 +95,18 @@ def test_a_reward_without_range_does_not_decide():
     [
         ({}, "picked by a preference"),
         ({"maximize": "r1"}, "picked by a preference"),
-        ({"minimum": {"r2": 0.0}}, "by a minimum and the score to maximize"),
+        ({"minimum": {"r2": 0.0}}, "by a minimum or maximum and what to maximize or minimize"),
+        ({"maximum": {"r2": 0.0}}, "by a minimum or maximum and what to maximize or minimize"),
+        ({"minimize": "r1"}, "picked by a preference"),
+        ({"minimum": {"r2": 0}, "maximize": "r1", "minimize": "r2"}, "both r1 to maximize and r2 to minimize"),
+        ({"preference": [1, 1], "maximum": {"r1": 0.0}}, "both a preference and bounds are given; pick by one"),
+        ({"preference": [1, 1], "minimize": "r1"}, "pick by one of them"),
+        ({"maximum": {"r1": float("inf")}, "minimize": "r2"}, "maximum of r1 is inf; expected a finite number"),
+        ({"maximum": {"r2": -1}, "maximize": "r1"},
+         r"no point has a mean r2 of at most -1: the lowest is 0.0 \(point 10\); allow at least that"),
+        ({"minimum": {"r2": 1}, "maximum": {"r1": -1}, "maximize": "r1"},
+         r"r1 of at most -1 among the points with r2 of at least 1: the lowest is 0.0 \(point 13\); allow at least"),
+        ({"maximum": {"kl": 1}, "maximize": "r1"}, "unknown score 'kl'; known: r1, r2"),  # none was measured
         ({"minimum": {}, "maximize": "r1"}, "picked by a preference"),
         ({"preference": [1, 1], "maximize": "r1"}, "pick by one of them"),
         ({"preference": [1, 1], "minimum": {"r1": 0.0}}, "pick by one of them"),
@@ -338,6 +350,63 @@ def test_metrics_can_be_bounded_and_maximized(many):
     assert f"  humor  {-abs(picked.point['id'] - 8.0):.3f}\n" in text and "  empty  " in text
 
 
+@pytest.mark.parametrize(
+    ("minimum", "maximum", "maximize", "minimize"),
+    [
+        (None, {"kl": 1.0}, "a", None),
+        (None, {"share_empty": 0.4, "perplexity": 19.0}, "b", None),
+        ({"a": 0.0}, None, None, "kl"),
+        ({"a": 0.0}, {"humor": -1.0}, None, "share_empty"),
+        ({"kl": 0.5}, None, None, "perplexity"),
+        ({"perplexity": 18.0}, None, "kl", None),
+        ({"b": 0.0}, None, None, "a"),
+    ],
+)
+def test_bounds_from_above_and_what_is_to_be_least(many, minimum, maximum, maximize, minimize):
+    """Also of kl and perplexity, against a loop over the points."""
+    for point in many["points"]:
+        point["perplexity"] = {"mean": 20.0 - point["id"] ** 1.5 / 10, "low": None, "high": None}
+
+    def mean(point, name):
+        found = point[name] if name in ("kl", "perplexity") else {**point["metrics"], **point["scores"]}[name]
+        return None if found is None else found["mean"]
+
+    sought, sign = (maximize, 1) if minimize is None else (minimize, -1)
+    allowed = [
+        point
+        for point in many["points"]
+        if point["group"] not in CONTROLS
+        and mean(point, sought) is not None
+        and all(mean(point, name) is not None and mean(point, name) >= low for name, low in (minimum or {}).items())
+        and all(mean(point, name) is not None and mean(point, name) <= high for name, high in (maximum or {}).items())
+    ]
+    picked = pick(many, minimum=minimum, maximum=maximum, maximize=maximize, minimize=minimize)
+    assert 1 < len(allowed) < len(many["points"]) and picked.among == [point["id"] for point in allowed]
+    best = max(sign * mean(point, sought) for point in allowed)
+    assert sign * mean(picked.point, sought) == best and picked.factors == {sought: sign}
+    assert picked.asked.startswith(f"the {'most' if maximize else 'least'} {sought} with ")
+
+
+def test_what_is_least_is_not_dominated_either():
+    """11 has as little of r1 as 10, and more of r2."""
+    front = front_of([[0.0, 1.0], [0.0, 2.0], [3.0, 3.0]])
+    assert pick_point(front, maximum={"r2": 2.5}, minimize="r1")["id"] == 11
+
+
+@pytest.mark.parametrize("name", ["share_empty", "perplexity", "quiz/loss"])
+def test_damage_is_not_maximized(many, name):
+    for point in many["points"]:
+        point["perplexity"] = {"mean": 20.0, "low": None, "high": None}
+        point["metrics"]["quiz/loss"] = {"mean": float(point["id"]), "low": None, "high": None}
+    many["benchmarks"] = {"quiz": {"metrics": {"quiz/loss": False}}}
+    words = f"maximize is {name}, of which more is worse: minimize it (--minimize {name})"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        pick(many, minimum={"a": 0.0}, maximize=name)
+    assert (
+        pick(many, minimum={"a": 0.0}, minimize=name).point["id"] in pick(many, minimum={"a": 0.0}, maximize="b").among
+    )
+
+
 def test_the_scale_counts_in_units_of_the_range(many):
     picked = pick(many, preference=[0.6, 0.4], scale="range")
     span = np.subtract(many["ideal_point"], many["reference_point"])
@@ -454,5 +523,5 @@ def test_an_objective_may_be_called_mean(make_points):
     picked = pick(front, preference=[1, 1])
     text = picked_text(front, picked.point, "run", picked=picked)
     assert "  tokens  0.25 [0.00, 0.50]" in text and "correlation" not in text
-    with pytest.raises(ValueError, match="unknown score 'length_correlation'; known: b, mean, tokens"):
+    with pytest.raises(ValueError, match="unknown score 'length_correlation'; known: b, kl, mean, tokens"):
         pick(front, minimum={"b": 0.0}, maximize="length_correlation")

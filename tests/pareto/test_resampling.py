@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlhf_lines.pareto import build_front
 from rlhf_lines.pareto.intervals import share_estimate
@@ -42,6 +43,25 @@ def test_parts_of_which_most_are_0_or_1_have_the_interval_of_a_share(values):
     assert interval(values) == share_estimate(values, answers=False)[1:3]
 
 
+def agresti_coull(values, confidence=0.95):
+    """Written out in float64, of prompt means of answers."""
+    p, prompts, t = values.mean(), len(values), stats.t.ppf((1 + confidence) / 2, len(values) - 1)
+    n = p * (1 - p) / (values.var(ddof=1) / prompts)
+    q = (p * n + t**2 / 2) / (n + t**2)
+    reach = t * np.sqrt(q * (1 - q) / (n + t**2))
+    return max(0.0, q - reach), min(1.0, q + reach)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.97])
+def test_means_of_answers_over_samples_have_one_interval_whatever_the_share(share):
+    values = np.random.default_rng(5).binomial(4, share, size=60) / 4
+    found = RESAMPLING.scores({"correct": values, "other": values}, answers=["correct"])
+    assert (found["correct"]["low"], found["correct"]["high"]) == pytest.approx(agresti_coull(values), rel=1e-9)
+    if share in (0.3, 0.5):  # as scores that lie between 0 and 1 it is not sparse
+        resampled = RESAMPLING.means({"other": values})["other"]
+        assert found["other"] == resampled != found["correct"]
+
+
 @pytest.mark.parametrize(
     "values", [column([0.3] * 9, -1.0), column([1.5]), column([0.3], 0.5), column([], 7.0), column([-0.1] * 9)]
 )
@@ -56,6 +76,24 @@ def test_other_sparse_scores_have_none(values):
 def test_what_has_enough_values_is_resampled(values):
     found = RESAMPLING.means({"score": values})["score"]
     assert interval(values) == (found["low"], found["high"])
+
+
+def test_a_front_is_told_which_scores_are_answers(make_points):
+    points, draws = make_points(prompts=60), np.random.default_rng(2)
+    for point in points:
+        point["scores"][:, 1], point["metrics"] = (
+            draws.binomial(2, 0.5, size=60) / 2,
+            {"right": draws.binomial(2, 0.4, size=60) / 2},
+        )
+    options = {"rewards": ["a", "b"], "metrics": ["right"], "split": "test", "seed": 0, "resamples": 20}
+    front = build_front(points=points, answers=["b", "right"], **options)
+    for point, entry in zip(points, front["points"], strict=True):
+        of = {
+            "b": (entry["scores"]["b"], point["scores"][:, 1]),
+            "right": (entry["metrics"]["right"], point["metrics"]["right"]),
+        }
+        for found, values in of.values():
+            assert (found["low"], found["high"]) == pytest.approx(agresti_coull(values), rel=1e-9)
 
 
 def test_a_front_has_them_for_objectives_and_metrics_and_its_kl_is_no_score(make_points):

@@ -34,9 +34,17 @@ def test_win_rates_are_those_of_every_pair():
     assert found["low"] < found["mean"] < found["high"]
 
 
-def test_the_sft_model_ties_with_itself():
+def test_the_sft_model_ties_with_itself_whatever_the_prompts():
     scores = whole(3)
-    found = win_rate(scores, scores, ["a", "b", "c"], RESAMPLING)
+    half, none = ({"mean": value, "low": value, "high": value} for value in (0.5, 0.0))
+    by_objective = dict.fromkeys("abc", half)
+    expected = {**half, "by_objective": by_objective, "all_better": none, "all_worse": none}
+    assert win_rate(scores, scores, ["a", "b", "c"], RESAMPLING) == expected
+
+
+def test_a_policy_that_tied_everywhere_so_far_may_win_elsewhere():
+    scores = whole(3)
+    found = win_rate(scores.copy(), scores, ["a", "b", "c"], RESAMPLING)
     # With t^2 / 2 more wins and losses each, 1/2 stays 1/2, and 0 of 30 becomes q.
     t = student.ppf(0.975, 29)
     q, more = t**2 / 2 / (30 + t**2), 30 + t**2

@@ -94,6 +94,9 @@ def test_a_grid_by_hand(planned):
         ({"scalings": ["1 0.5", "auto 1 sqrt"]}, 3 * 2 * 3 + 3, 21),
         ({"schedules": ["linear", "sqrt"]}, 3 * 12 * 3 + 3, 21),
         ({"scaled_alphas": [1, 2]}, (6 + 2 + 6) * 3 + 3, 21),
+        ({"betas": [0.0, 1.0, 1.5]}, (6 + 6 + 4) * 3 + 3, 21),  # with beta 0 nothing is upside down
+        ({"betas": [0.0, 1.0], "schedules": ["linear", "sqrt"]}, (6 + 6 + 4) * 3 + 3, 21),
+        ({"betas": [0.0, 1.0, 1.5], "scaled_alphas": [0.5, 2]}, (6 + 1 + 4) * 3 + 3, 21),
         ({"scalings": ["1 1"], "max_kl": 5.0}, 3 * 3 + 3, 21),
         ({"scalings": ["1 1"], "minimum": {"length": -9}}, 3 * 3 + 3, 21),
         ({"morlhf": ["both"]}, 57, 22),

@@ -27,14 +27,12 @@ def config(**changes) -> SweepConfig:
 # --- scalings ---
 
 
-def test_the_grid_is_every_alpha_with_every_beta_and_schedule():
+def test_the_grid_is_every_alpha_with_every_beta_and_schedule_of_which_beta_0_has_none():
     assert config(alphas=["0.5", 1], betas=[0.0, 2.0], schedules=["linear", "sqrt"]).candidates == [
         Scaling(0.5, 0.0, "linear"),
-        Scaling(0.5, 0.0, "sqrt"),
         Scaling(0.5, 2.0, "linear"),
         Scaling(0.5, 2.0, "sqrt"),
         Scaling(1.0, 0.0, "linear"),
-        Scaling(1.0, 0.0, "sqrt"),
         Scaling(1.0, 2.0, "linear"),
         Scaling(1.0, 2.0, "sqrt"),
     ]
@@ -53,6 +51,18 @@ def test_a_list_takes_the_place_of_the_grid():
         Scaling("auto", 1.0),
         Scaling(1.0, 1.5, "quadratic"),
     ]
+
+
+def test_one_merge_is_one_candidate_with_one_form():
+    assert config(scalings=["1 0 sqrt", "1 0", "1 1 sqrt", "auto 0 sqrt"]).candidates == [
+        Scaling(1.0, 0.0, "sqrt"),
+        Scaling(1.0, 1.0, "sqrt"),
+        Scaling("auto", 0.0, "sqrt"),
+    ]
+    entry = GroupEntry.of({"name": "sum", "rule": "sum", "alpha": 1, "betas": [0, 1], "schedules": ["sqrt", "linear"]})
+    assert entry.candidates(()) == [Scaling(1.0, b, s) for b, s in ((0.0, "sqrt"), (1.0, "sqrt"), (1.0, "linear"))]
+    specs = [entry.spec((0.5, 0.5), scaling) for scaling in entry.candidates(())]
+    assert [(spec.beta, spec.schedule) for spec in specs] == [(0.0, "linear"), (1.0, "sqrt"), (1.0, "linear")]
 
 
 def test_the_default_grid():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rlhf_lines.merge.schedules import SCHEDULES
 from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.groups import (
+    Specs,
     candidates,
     dirichlet,
     factors_of,
@@ -207,6 +209,7 @@ def test_every_group_with_a_scale_has_its_candidates():
         {"groups": []},
         {"scalings": ["1 1"]},
         {"scalings": ["1 1"], **NO_OTHERS},
+        {"betas": [0, 1], "schedules": ["linear", "sqrt"]},
     ],
     ids=str,
 )
@@ -217,6 +220,23 @@ def test_the_counts_are_those_of_the_candidates(changes):
     assert config.chooses == any(len(scalings) > 1 for scalings in found.values())
     if not (changes.get("scaled_alphas") or changes.get("controls") is False):
         assert len(found["lines"]) == len(found["scaled"]) == len(found["reversed"])
+
+
+def test_merges_that_lines_and_its_controls_have_in_common_count_once():
+    changes = {"alphas": [0, 1], "betas": [0, 1], "schedules": ["linear", "sqrt"], **NO_OTHERS}
+    config = config_of(**changes, scaled_alphas=[1, 2])
+    # Six of LiNeS; of scaled 2; reversed, alpha 0 and 1 with beta 1 on either schedule.
+    assert config.candidate_counts == {"lines": 6, "scaled": 2, "reversed": 6}
+    assert config.merge_counts == {"lines": 6, "scaled": 1, "reversed": 4}
+    specs = Specs(config, SimpleNamespace(resolved=lambda spec: spec), 4, {})
+    assert specs.count_tried(3) == 3 * (6 + 1 + 4 - 1)  # alpha 0 with beta 0 is the SFT model
+    made = {
+        spec
+        for name, scalings in specs.candidates.items()
+        for scaling in scalings
+        for spec in specs.tried(name, scaling, [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)])
+    }
+    assert len(made - set(specs.fixed()["sft"])) == specs.count_tried(3)
 
 
 def test_a_limit_has_one_candidate_measured_too():

@@ -144,6 +144,30 @@ def test_what_a_stopped_sweep_has_stored_is_taken_by_one_of_other_settings(sweep
         (tmp_path / "stopped").mkdir(exist_ok=there)
 
 
+def test_merges_with_beta_0_of_an_earlier_version_are_taken(sweep, rewards, texts, tmp_path):
+    """It told schedules of beta 0 apart, and had some on validation prompts only."""
+    changes = {"scalings": ["0.5 1.5", "2 0"], "control": texts, "control_texts": 3, "max_forgetting": 1000.0}
+    folder = sweep("before", **changes)
+    with contextlib.closing(sqlite3.connect(folder / "run.sqlite")) as database, database:
+        for spec, text in database.execute("SELECT id, spec FROM specs").fetchall():
+            if (values := json.loads(text))["alpha"] == 2:
+                columns = "prompt, sample, text, tokens, token_ids, kl FROM completions"
+                old = json.dumps({**values, "schedule": "sqrt"}, sort_keys=True)
+                other = database.execute("INSERT INTO specs (spec) VALUES (?)", (old,)).lastrowid
+                half = f"WHERE spec = {spec} AND (prompt + sample) % 2 = 0"  # the rest of it is the other's
+                copied = database.execute(f"INSERT INTO completions SELECT {other}, {columns} WHERE spec = {spec}")
+                assert copied.rowcount > 0
+                for table, more in (("scores", "prompt, sample, reward, score"), ("control", "text, nats")):
+                    database.execute(f"INSERT INTO {table} SELECT {other}, {more} FROM {table} WHERE spec = {spec}")
+                for table in ("scores", "completions"):
+                    database.execute(f"DELETE FROM {table} {half}")
+    rewards.SCORED.clear()
+    again = sweep("again", reuse=folder, **changes)
+    assert scored(rewards) == []
+    with Store(again, reading=True) as store:
+        assert all(spec.schedule == "linear" for spec in store.specs().values())
+
+
 def test_what_was_stopped_before_it_stored_anything_is_no_sweep(sweep, tmp_path):
     partial_folder(tmp_path / "begun").mkdir()
     Store(partial_folder(tmp_path / "begun")).__exit__()

@@ -22,7 +22,8 @@ from rlhf_lines.data.splits import split_of
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.stages import run_stage
 from rlhf_lines.sweep.finished.front import gains
-from rlhf_lines.sweep.store import StoredPoint
+from rlhf_lines.sweep.store import Store, StoredPoint
+from tests.sweep.conftest import CHARACTERS
 from tests.sweep.of_a_run import (
     ALPHAS,
     BETAS,
@@ -262,6 +263,17 @@ def test_a_complete_sweep_is_not_run_again(sweep, flags, rewards):
         run_stage("sweep", flags(sweep))
     assert {path.name: path.read_bytes() for path in sweep.iterdir()} == before
     assert rewards.SCORED == []
+
+
+def test_a_sweep_keeps_which_of_its_longest_completions_a_stop_text_ended(flags, tmp_path, without_pictures):
+    folder, letters = tmp_path / "sweep", "efghijk"
+    run_stage("sweep", flags(folder, stop=[*letters], max_new_tokens=3, num_weights=2, alphas=[1.0], betas=[0.5]))
+    query = "SELECT spec, prompt, sample, token_ids FROM completions WHERE tokens = 3 ORDER BY 1, 2, 3"
+    longest = [(*key, json.loads(ids)) for *key, ids in read(folder, query)]
+    ended = [key for *key, ids in longest if CHARACTERS[ids[-1] - 3] in letters]
+    with Store(folder, reading=True) as store:
+        assert store.recall("stopped") == ended
+    assert 0 < len(ended) < len(longest)
 
 
 # --- killed and resumed ---

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rlhf_lines import cli
+from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto.schema import faults, label
 from rlhf_lines.stages import run_stage
 from rlhf_lines.summary import summary
+from rlhf_lines.sweep.run import _refuse_earlier
+from rlhf_lines.sweep.store import Store
 from tests.sweep.of_a_run import area, assert_same_store, means_by_hand, read, strict_json
 
 
@@ -192,6 +196,18 @@ def test_a_sweep_of_a_version_that_took_alpha_1_is_not_gone_on_with(flags, rewar
     database.close()
     with pytest.raises(ValueError, match="was begun by a version that took alpha 1 for plain, and this one chooses it"):
         run_stage("sweep", [*flags(tmp_path / "sweep", **changes), "--resume"])
+
+
+def test_a_sweep_of_a_version_that_told_schedules_of_beta_0_apart_is_not_gone_on_with(tmp_path):
+    """Its points of a candidate would stand among those that are measured now."""
+    config = SimpleNamespace(output_dir="sweep", tuned=[])
+    with Store(tmp_path) as store:
+        store.remember(candidates={})
+        store.add_points("validation", "lines", [MergeSpec("linear", (1.0, 0.0), 0.5, 1.0, "sqrt")])
+        _refuse_earlier(config, store)
+        store.add_points("validation", "lines", [MergeSpec("linear", (1.0, 0.0), 0.5, 0.0, "sqrt")])
+        with pytest.raises(ValueError, match=r"merges with beta 0 once for every schedule.* --reuse sweep, which"):
+            _refuse_earlier(config, store)
 
 
 # --- beyond the edge ---

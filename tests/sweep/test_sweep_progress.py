@@ -68,7 +68,7 @@ def test_completions_and_texts_of_all_phases_are_one_total(told, tmp_path):
 def test_a_total_that_shrinks_is_corrected_where_it_becomes_known(told, tmp_path):
     """LiNeS with alpha 1 and beta 0 is the rewarded soup; of further groups, one is that, too."""
     groups = ['{"name": "plain", "alpha": 1}', '{"name": "half", "alpha": 0.5}']
-    settings = {"scalings": ["1 0", "1 0 sqrt"], "groups": groups, "samples_per_prompt": 2}
+    settings = {"scalings": ["1 0", "1 0.5 sqrt"], "groups": groups, "samples_per_prompt": 2}
     phases, done, unit = told(**settings)
     expected = (3 + 2 * 3) * VALIDATION * 2  # the SFT model and the two policies, which LiNeS with beta 0 is, too
     chosen_from = read(tmp_path / "sweep", "SELECT DISTINCT spec FROM points WHERE split = 'validation'")
@@ -80,6 +80,19 @@ def test_a_total_that_shrinks_is_corrected_where_it_becomes_known(told, tmp_path
     assert phases == [(CHOOSING, expected + later), (CHOOSING, choosing + later), (MEASURING, total)]
     assert choosing < expected
     assert done == (0, total) and unit == "completions" and stored(tmp_path / "sweep") == total
+
+
+def test_merges_that_several_groups_have_are_counted_once_from_the_start(told, tmp_path):
+    """Alpha 0.5 and 0 with beta 0 of LiNeS, of reversed LiNeS and of scaled; of them alpha 0 is the SFT model."""
+    settings = {"scalings": ["0.5 0 sqrt", "0 0", "0.5 1"], "scaled_alphas": [0.5, 0], "controls": "true"}
+    phases, _, _ = told(**settings)
+    choosing = (3 + 3 * 3) * VALIDATION  # the anchors; 0.5 0, 0.5 1 and 0.5 1 reversed at 3 weights
+    assert phases[0] == (CHOOSING, choosing + (1 + 4 * 5) * TEST)
+    assert told.to_come.startswith(f"{choosing} completions on validation prompts, then")
+    of_split = "SELECT COUNT(*) FROM completions c JOIN prompts p ON p.id = c.prompt WHERE split = 'validation'"
+    assert read(tmp_path / "sweep", of_split) == [(choosing,)]
+    specs = [json.loads(spec) for (spec,) in read(tmp_path / "sweep", "SELECT spec FROM specs")]
+    assert {spec["schedule"] for spec in specs if spec["beta"] == 0} == {"linear"}
 
 
 def test_predicted_weights_are_counted_before_and_after_they_are_known(told, tmp_path):

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rlhf_lines.completions import completion_texts
 from rlhf_lines.data.templates import said
+from rlhf_lines.models import is_here, load_tokenizer, local_folder
 from rlhf_lines.pareto.behaviour import Behaviour
 from rlhf_lines.pareto.schema import Front, PointEntry
 from rlhf_lines.sweep.store import Row, Store, StoredPrompt
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Key = tuple[int, int, int]  # spec, prompt and sample of a completion
 
 
 def read_behaviour(store: Store, split: str, objectives: Sequence[str]) -> dict[int, Behaviour]:
@@ -21,9 +31,11 @@ def read_behaviour(store: Store, split: str, objectives: Sequence[str]) -> dict[
     Raises:
         ValueError: prompts have different numbers of completions, or a score is missing.
     """
-    most, ends = store.recall("max_new_tokens", None), end_tokens(store)
+    most, ends, stopped = store.recall("max_new_tokens", None), end_tokens(store), _stopped(store)
+    if stopped is None:
+        most, stopped = None, set()
     specs = itertools.groupby(store.rows(split, objectives), key=lambda row: row.spec)
-    return {spec: _behaviour(list(rows), objectives, most, ends) for spec, rows in specs}
+    return {spec: _behaviour(list(rows), objectives, most, ends, stopped) for spec, rows in specs}
 
 
 def end_tokens(store: Store) -> set[int]:
@@ -34,6 +46,33 @@ def end_tokens(store: Store) -> set[int]:
     """
     known = store.recall("end_tokens", None)
     return store.last_tokens(shorter_than=store.recall("max_new_tokens", 0)) if known is None else set(known)
+
+
+def stopped_at_length(store: Store, tokenizer: PreTrainedTokenizerBase) -> list[Key]:
+    """The completions of the longest length that one of the texts of `stop` ended: their tokens say more than is kept.
+
+    Args:
+        store: of the run.
+        tokenizer: the SFT model's.
+    """
+    if not store.recall("stop", []):
+        return []
+    prompts = {number: text for split in store.splits() for number, (text, _) in store.prompts(split).items()}
+    rows = list(store.rows_of_length(store.recall("max_new_tokens")))
+    prompt_ids = {number: tokenizer(prompts[number])["input_ids"] for number in {row.prompt for row in rows}}
+    texts = completion_texts(tokenizer, [prompt_ids[row.prompt] for row in rows], [row.token_ids for row in rows])
+    return [row[:3] for row, text in zip(rows, texts, strict=True) if text != row.text]
+
+
+def _stopped(store: Store) -> set[Key] | None:
+    """What `stopped_at_length` found; None of a run of an earlier version whose tokenizer is not here."""
+    if not store.recall("stop", []):
+        return set()
+    known, sft = store.recall("stopped", None), store.recall("sft_model", "")
+    if known is None and is_here(sft):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # the model is here, and has no tokenizer
+            known = stopped_at_length(store, load_tokenizer(local_folder(sft)))
+    return None if known is None else set(map(tuple, known))
 
 
 def lost_prompts(folder: str | Path, front: Front, point: PointEntry) -> dict[int, str]:
@@ -74,7 +113,9 @@ def common_start(texts: Sequence[str]) -> int:
     return end if len(texts) > 1 and all(len(text) > end for text in texts) else 0
 
 
-def _behaviour(rows: Sequence[Row], objectives: Sequence[str], most: int | None, ends: set[int]) -> Behaviour:
+def _behaviour(
+    rows: Sequence[Row], objectives: Sequence[str], most: int | None, ends: set[int], stopped: Collection[Key]
+) -> Behaviour:
     prompts = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.prompt)]
     missing = next(((row, name) for row in rows for name in objectives if name not in row.scores), None)
     if missing:
@@ -89,4 +130,5 @@ def _behaviour(rows: Sequence[Row], objectives: Sequence[str], most: int | None,
         [[[row.scores[name] for name in objectives] for row in group] for group in prompts],
         max_new_tokens=most,
         end_tokens=ends,
+        stopped=[[row[:3] in stopped for row in group] for group in prompts],
     )

@@ -18,7 +18,7 @@ from rlhf_lines.pareto.front import measure_point
 from rlhf_lines.pareto.resampling import Resampling
 from rlhf_lines.pareto.schema import SFT
 from rlhf_lines.pareto.spreadsheet import measured_columns, measured_row
-from rlhf_lines.sweep.finished.front import asked_metrics, measured_points, metrics_of, objectives_of
+from rlhf_lines.sweep.finished.front import answers_of, asked_metrics, measured_points, metrics_of, objectives_of
 from rlhf_lines.sweep.store import Store, open_finished
 
 
@@ -127,7 +127,7 @@ def _completions(store: Store) -> Table:
 
 def _points(store: Store) -> Table:
     objectives, metrics = objectives_of(store), metrics_of(store)
-    asked = asked_metrics(store)
+    asked, answers = asked_metrics(store), answers_of(store)
     num_policies = _num_policies(store)
     resampling = Resampling(seed=store.recall("seed"))
     columns = {
@@ -145,7 +145,7 @@ def _points(store: Store) -> Table:
             points, measurable = measured_points(store, split), metrics_of(store, split)
             sft = next((point.behaviour for point in points if point.group == SFT), None)
             for stored, point in zip(store.points(split), points, strict=True):
-                options = {"further": metrics, "asked": asked}
+                options = {"further": metrics, "asked": asked, "answers": answers}
                 measured = measure_point(point, sft, objectives, measurable, resampling, **options)
                 found = measured_row(measured, objectives, metrics, asked).values()
                 spec = _spec_values(stored.spec, num_policies)

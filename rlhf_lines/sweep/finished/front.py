@@ -101,6 +101,11 @@ def metrics_of(store: Store, split: str | None = None) -> list[str]:
     return names if split is None else [name for name in names if split in store.scored_splits(name)]
 
 
+def answers_of(store: Store) -> list[str]:
+    """The scores of which every single one is 0 or 1."""
+    return list(filter(store.are_answers, store.recall("reward_names")))
+
+
 def gains(store: Store) -> list[dict[str, Any]]:
     """For every policy and objective, the mean gain over the SFT model in its standard deviations, on test prompts."""
     policies, objectives, points = store.recall("policies"), objectives_of(store), store.points("test")
@@ -214,6 +219,7 @@ def _trace_front(folder: Path, split: str) -> Front:
             audit=_audit(store),
             benchmarks=_benchmarks(store),
             prompt_ids=list(store.prompts(split)),
+            answers=answers_of(store),
         )
     plot_front(front, *_files(folder, "front"))
     if any(point["kl"] for point in front["points"]):

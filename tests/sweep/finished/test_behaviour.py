@@ -9,8 +9,9 @@ import pytest
 
 from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.sweep.finished.behaviour import common_start, end_tokens, read_behaviour
+from rlhf_lines.sweep.finished.behaviour import common_start, end_tokens, read_behaviour, stopped_at_length
 from rlhf_lines.sweep.store import Row, Store
+from tests import tiny
 from tests.sweep.small_run import write_run
 
 
@@ -71,6 +72,51 @@ def test_a_run_of_an_earlier_version_tells_end_tokens_by_its_short_completions(s
     assert end_tokens(store) == {END, OTHER_END}
     _, soup = read_behaviour(store, "test", ["kind"]).values()
     assert soup.cut.tolist() == [[1, 0], [0, 0], [0, 1]]
+
+
+@pytest.fixture
+def with_stop(store, tmp_path):
+    """The same, with the text of one cut completion that token 13 = "m" ended, as of an earlier version."""
+    tokenizer = tiny.character_tokenizer("abcdefghijklmnopqrstuvwxyz ")
+    tokenizer.save_pretrained(tmp_path / "sft")
+    ids = tokenizer.convert_tokens_to_ids
+    store.remember(stop=["m"], sft_model=str(tmp_path / "sft"))
+    spec = store.points("test")[1].spec_id
+    with store._db as database:
+        for (text, whole), sample in zip([("abc", "abcm"), ("abcd", "abcd")], range(2), strict=True):
+            written = json.dumps(ids(list(whole)))
+            key = f"(SELECT id FROM prompts WHERE text = 'third') AND sample = {sample}"
+            query = f"UPDATE completions SET text = ?, token_ids = ?, tokens = 4 WHERE spec = {spec} AND prompt = {key}"
+            assert database.execute(query, (text, written)).rowcount == 1
+        # Of the full length, and all of their text is there.
+        key = f"spec = {spec} AND tokens = 4 AND prompt = (SELECT id FROM prompts WHERE text = 'first')"
+        ids_of = json.dumps(ids(list("dcba")))
+        database.execute(f"UPDATE completions SET text = 'dcba', token_ids = ? WHERE {key}", (ids_of,))
+        database.execute(
+            "UPDATE completions SET text = 'abcd', token_ids = ? WHERE token_ids = '[7, 8, 9, 3]'", (written,)
+        )
+    return store, tokenizer, spec
+
+
+def test_what_a_stop_text_ended_at_the_longest_length_is_not_cut(with_stop):
+    store, tokenizer, spec = with_stop
+    third = next(number for number, prompt in store.prompts("test").items() if prompt.text == "third")
+    assert stopped_at_length(store, tokenizer) == [(spec, third, 0)]
+    expected = [[1, 1], [0, 0], [0, 1]]
+    for stopped in (None, [(spec, third, 0)]):  # looked for with the tokenizer, or kept by the sweep
+        if stopped:
+            store.replace(stopped=stopped, sft_model="gone")
+        sft, soup = read_behaviour(store, "test", ["kind"]).values()
+        assert soup.cut.tolist() == expected
+        assert sft.cut.tolist() == [[0, 0], [1, 0], [0, 0]]
+
+
+def test_where_no_tokenizer_tells_what_a_stop_text_ended_no_share_is_cut(with_stop):
+    store, _, _ = with_stop
+    store.replace(sft_model="gone")
+    assert all(behaviour.cut is None for behaviour in read_behaviour(store, "test", ["kind"]).values())
+    store.replace(stop=[])
+    assert read_behaviour(store, "test", ["kind"]).popitem()[1].cut.tolist() == [[1, 1], [0, 0], [1, 1]]
 
 
 def test_where_the_longest_length_is_not_known_no_share_is_cut(store):

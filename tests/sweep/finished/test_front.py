@@ -10,7 +10,9 @@ import pytest
 
 from rlhf_lines import cli
 from rlhf_lines.merge.outliers import two_policies
+from rlhf_lines.pareto.intervals import share_estimate
 from rlhf_lines.pareto.schema import faults, read_front
+from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.store import Store
 from tests.sweep.of_a_run import read, strict_json
 from tests.sweep.small_run import write_run
@@ -181,6 +183,22 @@ def test_log_ratios_of_completions_that_are_no_samples_of_the_policy_are_not_cal
 def test_settings_that_change_nothing_leave_a_kl(tmp_path, run):
     other = write_run(tmp_path / "other", REWARDS, temperature=0.7, top_p=1.0, top_k=None)
     assert strict_json(other / "front.json") == strict_json(run / "front.json")
+
+
+def test_a_reward_of_0_and_1_has_the_interval_of_a_share_at_every_point(run):
+    """Two samples of three prompts, whose means are 0, 1/2 or 1, also of a run of an earlier version."""
+    with Store(run) as store, store._db as database:
+        database.execute(
+            "UPDATE scores SET score = (spec * 7 + prompt * 3 + sample * 5) % 3 > 0 WHERE reward = 'second'"
+        )
+        assert store.are_answers("second") and not store.are_answers("length")
+    front = trace_front(run)
+    with Store(run, reading=True) as store:
+        means = {point.id: store.scores(point.spec_id, "test", ["second"])[:, 0] for point in store.points("test")}
+    assert {0.5, 1.0} <= {mean for values in means.values() for mean in values.tolist()}
+    for point in front["points"]:
+        share = share_estimate(means[point["id"]])
+        assert point["scores"]["second"] == {"mean": pytest.approx(share.value), "low": share.low, "high": share.high}
 
 
 def test_anchors_of_a_run_are_its_sft_model_and_its_single_policies(run):
