@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ from rlhf_lines.distributed import leads
 from rlhf_lines.limits import check_writes
 from rlhf_lines.models import keep_unpacked
 from rlhf_lines.reading import masks_padding, of_one_length
-from rlhf_lines.sampling import prompt_key, sample_tokens
+from rlhf_lines.sampling import prompt_key, sample_numbers, sample_tokens
 from rlhf_lines.train.adapted import check_adapted
 from rlhf_lines.train.adapters import checkpoint_contexts, merged_weights, use_adapter
 from rlhf_lines.train.advantages import (
@@ -66,6 +67,7 @@ from rlhf_lines.train.finite import FiniteTraining
 from rlhf_lines.train.given import check_arguments, check_policy, check_template, first_rows
 from rlhf_lines.train.layerwise import LayerLearningRates, check_depth, check_frozen
 from rlhf_lines.train.lora import add_in_place
+from rlhf_lines.train.padded import deal, of_length, spread, states_of_choices
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.rewards import Reward, check_shown, given_rewards, reward_function
 from rlhf_lines.train.steady import distance, hold_steady, tolerance
@@ -140,6 +142,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
 
     _tag_names = ("trl", "ppo", "rlhf-lines")
     _name = "PPO"
+    _rates = (*LayerLearningRates._rates, "value_learning_rate")
 
     def __init__(
         self,
@@ -195,6 +198,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         self._entropies: Tensor | None = None  # [B, T], of the latest policy forward
         self._scores: Tensor | None = None  # [all processes' B, rewards], raw, of the latest rollout
         self._evaluated_count: int | None = None  # rows of an evaluation, if they can be known
+        self._evaluated_prompts: Counter[int] = Counter()  # by their keys, in the batches of an evaluation
         self._evaluated_rows: list[Tensor] = []  # [all processes' B, columns] of every batch of an evaluation
         self._evaluated_scores: list[Tensor] = []  # [all processes' B, rewards], raw, of the same
         self._update_kl: list[Tensor] = []  # (sum, tokens) of every minibatch of the current update
@@ -290,7 +294,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
             rollout = self._generate_and_score_completions(generation_batch)
             if not self._has_compared:
                 self._compare_readings(rollout)
-            self._buffered_inputs = _deal(rollout, self.args.steps_per_generation)
+            self._buffered_inputs = deal(rollout, self.args.steps_per_generation)
             self._rollouts += 1
             self._rollout_tokens = rollout["num_items_in_batch"].item()
             self._leaves_out_updates = False
@@ -302,12 +306,12 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
+        keys = gather_object([prompt_key(ids) for ids in prompt_ids])  # of all processes, in the order of the data
+        training, count = self.model.training, num_generations
+        seen, first = (Counter(), self._rollouts * count) if training else (self._evaluated_prompts, -count)
         start = self.accelerator.process_index * len(prompt_ids)
-        if not self.model.training:  # in the order of the data, whatever the batches are
-            start += sum(map(len, self._evaluated_scores))
-        copies = [(start + row) % num_generations for row in range(len(prompt_ids))]
-        first = self._rollouts * num_generations if self.model.training else -num_generations
-        return self.sample(prompt_ids, [first + copy for copy in copies]), None
+        numbers = sample_numbers(keys, seen, count=count, first=first)[start : start + len(prompt_ids)]
+        return self.sample(prompt_ids, numbers), None
 
     def _generate(self, prompts):
         """As GRPOTrainer's, which decodes completions alone: here they are the texts that follow their prompts."""
@@ -466,7 +470,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         if torch.is_grad_enabled() or self._sampled is None or not self._reads_alike():
             reading = self._read(model, input_ids, attention_mask, logits_to_keep, batch_size)
         else:
-            reading = _Reading(*(functional.pad(x, (0, logits_to_keep - x.shape[1])) for x in self._sampled))
+            reading = _Reading(*(of_length(x, logits_to_keep) for x in self._sampled))
         self._logprobs, self._values = reading.logprobs.detach(), reading.values
         self._entropies = reading.entropies.detach()
         if self.args.value_lora:
@@ -501,7 +505,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         values = []
 
         def select(module, inputs, output):
-            states = _states(output.last_hidden_state, mask)
+            states = states_of_choices(output.last_hidden_state, mask)
             values.append(self._value(states))  # here, inside the forward pass, FSDP has the head's weights together
             output.last_hidden_state = states.unsqueeze(0)
             return output
@@ -514,13 +518,13 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
                 fused_lm_head=True,
             )
         flat = (output.log_probs, output.entropy, values[0])
-        return _Reading(*(_spread(x.flatten(), mask) for x in flat))
+        return _Reading(*(spread(x.flatten(), mask) for x in flat))
 
     def _values_of_own_trunk(self, input_ids, attention_mask, length: int, batch_size: int | None) -> Tensor:
         def read(ids: Tensor, attention: Tensor) -> tuple[Tensor]:
             mask = attention[:, -length:].bool()
             hidden = self._trunk(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-            return (_spread(self._value(_states(hidden, mask)), mask),)
+            return (spread(self._value(states_of_choices(hidden, mask)), mask),)
 
         with use_adapter(self.accelerator.unwrap_model(self.model), VALUE), self.accelerator.autocast():
             return self._in_chunks(read, input_ids, attention_mask, batch_size)[0]
@@ -565,7 +569,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         }
         self.model.train()
         if self._sampled is not None:
-            sampled = self._sampled.logprobs[:rows, : mask.shape[1]]
+            sampled = of_length(self._sampled.logprobs[:rows], mask.shape[1])
             others["token by token, with a cache"] = (sampled, "has a cache or positions that depend on the batch")
         allowed = tolerance(self._reading_dtype(), quantised=self._is_quantised())
         for how, (other, why) in others.items():
@@ -649,7 +653,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         began, training, logs = time.perf_counter(), self.model.training, self._logs
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         self._evaluated_count = len(rows) * self.num_generations_eval if hasattr(rows, "__len__") else None
-        self._evaluated_rows, self._evaluated_scores = [], []
+        self._evaluated_rows, self._evaluated_scores, self._evaluated_prompts = [], [], Counter()
         self._logs = {name: defaultdict(list) if isinstance(held, dict) else [] for name, held in logs.items()}
         try:
             return super().evaluate(eval_dataset, *args, **kwargs)
@@ -792,29 +796,6 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
                     f"the scales of the rewards are {scales}, but {checkpoint} was trained on "
                     f"{state['normalizations']}: restore normalization.json of the run, or start again with --overwrite"
                 )
-
-
-def _deal(rollout: dict, count: int) -> list[dict]:
-    """`count` minibatches: minibatch m holds the rows m, m + count, m + 2 count, ...
-
-    Prompts come in random order, so that no shuffle is needed; and this way a minibatch holds the same rows whether
-    the rollout lies on one process or, in contiguous parts, on several.
-    """
-    return [{k: v[m::count] if v.dim() > 0 else v for k, v in rollout.items()} for m in range(count)]
-
-
-def _states(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The hidden states `[n, H]` in which the n tokens of the mask `[B, T]` are chosen.
-
-    The state at position j of the sequence has read tokens 0 to j: token j + 1 is chosen in it.
-    """
-    return hidden[:, -mask.shape[1] - 1 : -1][mask.to(hidden.device)]
-
-
-def _spread(x: Tensor, mask: Tensor) -> Tensor:
-    """`[B, T]` with the n numbers of `x` where the mask is, and zero elsewhere."""
-    x = x.to(mask.device)  # a model on several devices ends on another one than it begins
-    return x.new_zeros(mask.shape).masked_scatter(mask, x)
 
 
 def _count_positions(module, args, kwargs):

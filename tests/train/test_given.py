@@ -140,6 +140,24 @@ def test_arguments_that_ppo_does_not_take_are_refused(make, arguments):
         make(**arguments)
 
 
+@pytest.mark.parametrize("settings", [{"value_learning_rate": 0.1}, {"layer_learning_rates": "linear"}])
+def test_rates_beside_an_optimizer_of_ones_own_are_refused(make, settings):
+    """They had no effect. An optimizer that the trainer made is its own, however often it is asked for one."""
+    (name, value), model = next(iter(settings.items())), tiny.llama(tiny.word_tokenizer(), num_hidden_layers=2)
+    own = torch.optim.SGD(model.parameters(), lr=0.1)
+    sentence = rf"{name} is {value}, but an optimizer is given \(SGD\), which has learning rates of its own"
+    with pytest.raises(ValueError, match=sentence):
+        make(model=model, settings=settings, optimizers=(own, None))
+    trainer = make(settings=settings)
+    trainer.optimizer = own
+    with pytest.raises(ValueError, match=sentence):
+        trainer.train()
+    trainer = make(settings=settings)
+    made = trainer.create_optimizer()
+    assert trainer.create_optimizer() is made and len({group["lr"] for group in made.param_groups}) > 1
+    assert make(optimizers=(own, None)).create_optimizer() is own
+
+
 # --- rewards
 
 

@@ -168,7 +168,7 @@ def test_ppo_trainer_overrides_these_methods_and_no_other():
     own = {name for name, member in members.items() if inspect.isfunction(member)}
     assert own & set(dir(GRPOTrainer)) == {"__init__", *SEAM} - CALLED
     attributes = {name for name in members.keys() - own if not name.startswith("__")}
-    assert attributes == {"_tag_names", "_name", "_writes_checkpoint"}
+    assert attributes == {"_tag_names", "_name", "_rates", "_writes_checkpoint"}
     assert attributes & set(dir(GRPOTrainer)) == {"_tag_names", "_name"}
 
 
