@@ -66,6 +66,12 @@ def first_rows(arguments: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [dataset[0] for dataset in datasets if hasattr(dataset, "__len__") and len(dataset)]
 
 
+def names_of_sets(arguments: Mapping[str, Any]) -> list[str]:
+    """The names of the data sets of an evaluation, where there are several."""
+    given = arguments.get("eval_dataset")
+    return list(given) if isinstance(given, dict) else []
+
+
 def check_template(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> None:
     """Stop where prompts are conversations, and the tokenizer has no chat template to write them in.
 

@@ -1,9 +1,11 @@
-"""Rows of completions that are padded to one length: tensors in, tensors out."""
+"""Rows of prompts and completions that are padded to one length: tensors in, tensors out."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional
+
+from reward_models.padding import count_positions
 
 
 def deal(rollout: dict, count: int) -> list[dict]:
@@ -32,3 +34,15 @@ def spread(x: Tensor, mask: Tensor) -> Tensor:
 def of_length(x: Tensor, length: int) -> Tensor:
     """`[B, length]` of `[B, T]`, whose further columns are padding, or with more of it: zeros."""
     return functional.pad(x, (0, length - x.shape[1]))
+
+
+def number_positions(module, args, kwargs):
+    """What a model is called with, its tokens numbered from the first that is no padding, if the caller did not.
+
+    Prompts are padded on the left, and TRL gives no positions. Rotary models see only differences; a model with
+    absolute positions would read every prompt as if it stood further right.
+    """
+    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+    if kwargs.get("position_ids") is None and ids is not None and mask is not None and mask.shape == ids.shape:
+        kwargs["position_ids"] = count_positions(mask)
+    return args, kwargs

@@ -41,7 +41,7 @@ from trl.trainer.utils import RepeatSampler
 
 from reward_models import Generative
 from reward_models.normalize import Normalization
-from reward_models.padding import count_positions, takes
+from reward_models.padding import takes
 from rlhf_lines.completions import completion_texts
 from rlhf_lines.distributed import leads
 from rlhf_lines.limits import check_writes
@@ -61,17 +61,18 @@ from rlhf_lines.train.advantages import (
 )
 from rlhf_lines.train.attention import attend_in_float32
 from rlhf_lines.train.card import OwnCard
-from rlhf_lines.train.checkpoints import WholeCheckpoints
-from rlhf_lines.train.evaluation import completion_rows, evaluation_metrics, write_completions
+from rlhf_lines.train.checkpoints import WholeCheckpoints, check_between_rollouts
+from rlhf_lines.train.evaluation import FOLDER, completion_rows, evaluation_metrics, write_completions
 from rlhf_lines.train.finite import FiniteTraining
-from rlhf_lines.train.given import check_arguments, check_policy, check_template, first_rows
+from rlhf_lines.train.given import check_arguments, check_policy, check_template, first_rows, names_of_sets
 from rlhf_lines.train.layerwise import LayerLearningRates, check_depth, check_frozen
 from rlhf_lines.train.lora import add_in_place
-from rlhf_lines.train.padded import deal, of_length, spread, states_of_choices
+from rlhf_lines.train.padded import deal, number_positions, of_length, spread, states_of_choices
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.rewards import Reward, check_shown, given_rewards, reward_function
 from rlhf_lines.train.steady import distance, hold_steady, tolerance
 from rlhf_lines.train.told import ToldSettings
+from rlhf_lines.train.window import TOKENS, of_window
 
 
 POLICY, VALUE = "default", "value"  # names of the adapters; PEFT gives the first
@@ -155,7 +156,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
     ):
         check_policy(model, peft_config)
         check_arguments(kwargs)
-        models = given_rewards(reward_models, args)
+        models = given_rewards(reward_models, args, names_of_sets(kwargs))
         rows = first_rows(kwargs)
         check_shown(models, rows)
         asked = copy(peft_config)  # in which PEFT puts what it finds
@@ -199,6 +200,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         self._scores: Tensor | None = None  # [all processes' B, rewards], raw, of the latest rollout
         self._evaluated_count: int | None = None  # rows of an evaluation, if they can be known
         self._evaluated_prompts: Counter[int] = Counter()  # by their keys, in the batches of an evaluation
+        self._evaluated_as = "eval"  # what stands before the names of its numbers
         self._evaluated_rows: list[Tensor] = []  # [all processes' B, columns] of every batch of an evaluation
         self._evaluated_scores: list[Tensor] = []  # [all processes' B, rewards], raw, of the same
         self._update_kl: list[Tensor] = []  # (sum, tokens) of every minibatch of the current update
@@ -213,6 +215,8 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
             add_in_place(self.model)
             self._check_head()
         self._rollouts = 0  # since the start of the run, which a resumed one goes on with
+        self._saves_later = False  # a checkpoint is asked for, inside a rollout
+        self._written_rollouts = 0  # the rollouts at the last log: a table of completions holds the newest
         self._rollout_began: float | None = None  # seconds
         self._rollout_tokens = 0.0
 
@@ -226,7 +230,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
                 "other numbers of passes in each process, and processes wait for each other; train in one process"
             )
         if self._masks_padding and takes(self._trunk, "position_ids"):
-            self._trunk.register_forward_pre_hook(_count_positions, with_kwargs=True)
+            self._trunk.register_forward_pre_hook(number_positions, with_kwargs=True)
         if self.args.value_lora:
             self.model.add_adapter(VALUE, peft_config)
         # float32: returns differ by less than bfloat16 resolves. Zero: no advantage is invented before training.
@@ -648,15 +652,19 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
 
     # --- evaluations
 
-    def evaluate(self, eval_dataset=None, *args, **kwargs):
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """As Trainer's, whose completions are kept apart from those of training, and whose numbers are of all rows."""
-        began, training, logs = time.perf_counter(), self.model.training, self._logs
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, dict):  # of which Trainer evaluates one after the other, by its name
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        began, training, logs = time.perf_counter(), self.model.training, self._logs
         self._evaluated_count = len(rows) * self.num_generations_eval if hasattr(rows, "__len__") else None
         self._evaluated_rows, self._evaluated_scores, self._evaluated_prompts = [], [], Counter()
+        self._evaluated_as = metric_key_prefix
         self._logs = {name: defaultdict(list) if isinstance(held, dict) else [] for name, held in logs.items()}
         try:
-            return super().evaluate(eval_dataset, *args, **kwargs)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         finally:
             self._logs = logs
             self.model.train(training)  # what is logged next is of training
@@ -670,25 +678,35 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         return None, None, None
 
     def log(self, logs, start_time=None):
-        """As GRPOTrainer's; of an evaluation as a whole."""
-        if self.model.training or not self._evaluated_rows:
-            super().log(logs, start_time)
-            return
-        # Where the last batch is short on several processes, the first rows are read again to fill it.
-        rows, scores = (torch.cat(x)[: self._evaluated_count] for x in (self._evaluated_rows, self._evaluated_scores))
-        names = [model.name for model in self._reward_models]
-        whitened = self.args.whiten_advantages
-        found = evaluation_metrics(rows, scores, names, vf_coef=self.args.vf_coef, whitened=whitened)
-        found |= {"kl_coef": self.kl_coef, "num_tokens": self.state.num_input_tokens_seen, **self._take_counts()}
-        self._metrics["eval"] = defaultdict(list, {name: [value] for name, value in found.items()})
-        self._evaluated_rows, self._evaluated_scores = [], []
-        writes, self.log_completions = self.log_completions, False
+        """As GRPOTrainer's, of all updates since the last time as a whole; of an evaluation as a whole."""
+        evaluated, writes = not self.model.training and bool(self._evaluated_rows), self.log_completions
+        if evaluated:
+            logs.update(self._of_evaluation())
+            self._metrics["eval"].clear()
+        elif self.model.training:
+            self._metrics["train"] = of_window(self._metrics["train"])
+        self.log_completions = writes and not evaluated and self._rollouts > self._written_rollouts
         try:
             super().log(logs, start_time)
         finally:
             self.log_completions = writes
-        if writes and leads():
-            write_completions(Path(self.args.output_dir), self.state.global_step, self._logs, len(rows))
+        if not evaluated:
+            self._written_rollouts = self._rollouts
+        elif writes and leads():
+            name = self._evaluated_as.removeprefix("eval").removeprefix("_")
+            folder = Path(self.args.output_dir, FOLDER, name)
+            write_completions(folder, self.state.global_step, self._logs, self._evaluated_count)
+
+    def _of_evaluation(self) -> dict[str, float]:
+        """The numbers of the evaluation that is done, by their names in the log."""
+        # Where the last batch is short on several processes, the first rows are read again to fill it.
+        rows, scores = (torch.cat(x)[: self._evaluated_count] for x in (self._evaluated_rows, self._evaluated_scores))
+        self._evaluated_rows, self._evaluated_scores, self._evaluated_count = [], [], len(rows)
+        names = [model.name for model in self._reward_models]
+        whitened = self.args.whiten_advantages
+        found = evaluation_metrics(rows, scores, names, vf_coef=self.args.vf_coef, whitened=whitened)
+        found |= {"kl_coef": self.kl_coef, "num_tokens": self.state.num_input_tokens_seen, **self._take_counts()}
+        return {f"{self._evaluated_as}_{name}": value for name, value in found.items()}
 
     # --- logs
 
@@ -740,7 +758,8 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         update_kl = kl_estimate(inputs["old_per_token_logps"], self._logprobs, "k3")
         local = torch.stack([value_loss_sum, *((x * mask).sum() for x in (moved, update_kl)), mask.sum()])
         sums = self._sum_over_processes(local.float())
-        for name, x in zip(("value_loss", "value_clip_ratio", "update_kl"), sums[:3] / sums[3], strict=True):
+        names = ("value_loss", "value_clip_ratio", "update_kl", TOKENS)
+        for name, x in zip(names, (*(sums[:3] / sums[3]), sums[3]), strict=True):
             self._own_metrics()[name].append(x.item())
         return sums[2:]
 
@@ -756,6 +775,13 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         return self.accelerator.reduce(sums, reduction="sum")
 
     # --- files
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """As Trainer's; a checkpoint that is asked for inside a rollout is written at its end, or the run's."""
+        asked, ends = self.control.should_save or self._saves_later, self.control.should_training_stop
+        self._saves_later = asked and not ends and self.state.global_step % self.args.updates_per_rollout != 0
+        self.control.should_save = asked and not self._saves_later
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -787,27 +813,18 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:  # read here: DeepSpeed loads the weights by itself, and not by the method above
+        if checkpoint is not None:
+            check_between_rollouts(checkpoint, self.args.updates_per_rollout, self.state.max_steps)
+            # Read here: DeepSpeed loads the weights by itself, and not by the method above.
             state = json.loads((Path(checkpoint) / STATE).read_text())
             self.kl_coef, self._rollouts, self.counted = state["kl_coef"], state["rollouts"], state["counted"]
+            self._written_rollouts = self._rollouts
             scales = [normalization.to_dict() for normalization in self.normalizations]
             if state["normalizations"] != scales:
                 raise ValueError(
                     f"the scales of the rewards are {scales}, but {checkpoint} was trained on "
                     f"{state['normalizations']}: restore normalization.json of the run, or start again with --overwrite"
                 )
-
-
-def _count_positions(module, args, kwargs):
-    """Number the tokens from the first that is no padding, where the caller left it to the model.
-
-    Prompts are padded on the left, and TRL gives no positions. Rotary models see only differences; a model with
-    absolute positions would read every prompt as if it stood further right.
-    """
-    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-    if kwargs.get("position_ids") is None and ids is not None and mask is not None and mask.shape == ids.shape:
-        kwargs["position_ids"] = count_positions(mask)
-    return args, kwargs
 
 
 def _keep_float32(fsdp_plugin) -> None:

@@ -22,12 +22,13 @@ Reward = RewardModel | Callable[..., Any] | str
 _OF_RUN = ("completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
-def given_rewards(given: object, args: PPOConfig) -> list[RewardModel]:
+def given_rewards(given: object, args: PPOConfig, sets: Sequence[str] = ()) -> list[RewardModel]:
     """The reward models that stand for what a user gives: such models, functions, and texts as a config has them.
 
     Args:
         given: one, or a list of them.
         args: settings of the run.
+        sets: the names of the data sets of an evaluation, where there are several.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -39,7 +40,7 @@ def given_rewards(given: object, args: PPOConfig) -> list[RewardModel]:
     found = [_reward(item, trust_remote_code=args.trust_remote_code) for item in items]
     names = [model.name for model in found]
     check_names(names)
-    args.check_metric(names)
+    args.check_metric(names, sets)
     if args.reward_weights is not None:
         check_weights(args.reward_weights, len(found))
     return found

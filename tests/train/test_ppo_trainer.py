@@ -144,6 +144,11 @@ SEAM = {
     "_save": "output_dir state_dict",
     "_save_checkpoint": "model trial",
     "_get_output_dir": "trial",
+    "_run_epoch": (
+        "model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial ignore_keys_for_eval start_time "
+        "resume_from_checkpoint epochs_trained steps_trained_in_current_epoch"
+    ),
+    "_maybe_log_save_evaluate": ("tr_loss grad_norm model trial epoch ignore_keys_for_eval start_time learning_rate"),
     "_load_from_checkpoint": "resume_from_checkpoint model",
     "_load_optimizer_and_scheduler": "checkpoint",
     "create_optimizer": "model",
