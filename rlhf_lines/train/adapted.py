@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from peft import LoraConfig, PeftModel, PeftType
 from peft.tuners.lora import Embedding, Linear
+from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from trl import GRPOConfig, ModelConfig
 
 from rlhf_lines import skeleton
@@ -168,7 +170,7 @@ def check_adapted(model: PeftModel, asked: ModelConfig | LoraConfig, *, stage: s
                 f"{targets} {wanted!r} hold the head {name!r}, but TRL computes log-probabilities from its "
                 f"weight alone, and would not train it{way_out}"
             )
-        elif not isinstance(module, Linear) and not config.target_parameters:
+        elif not _is_linear(module) and not config.target_parameters:
             kind = "an embedding" if isinstance(module, Embedding) else f"no linear map ({type(module).__name__})"
             problems.add(f"{targets} {wanted!r} hold {name!r}, which is {kind}, so {outcome}{way_out}")
     problems.check()
@@ -214,6 +216,15 @@ def adapter_to_be(model: PeftModel) -> Adapter:
         if isinstance(module, Linear)
     }
     return Adapter("to be trained", modules)
+
+
+def _is_linear(layer: BaseTunerLayer) -> bool:
+    """Whether a layer of PEFT adapts a linear map; of each quantisation PEFT has a class of its own."""
+    if isinstance(layer, Linear):
+        return True
+    factors = getattr(layer, "lora_A", {})
+    is_one = not isinstance(layer, MultiheadAttention | ParamWrapper)
+    return is_one and "default" in factors and isinstance(factors["default"], nn.Linear)
 
 
 def _linear_names(model: PeftModel) -> list[str]:
