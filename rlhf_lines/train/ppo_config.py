@@ -111,7 +111,7 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
     num_iterations: int = field(default=4, metadata={"help": "Epochs over each rollout."})
     scale_rewards: str = field(default="none", metadata={"help": "Unused by PPO: advantages are whitened instead."})
     log_completions: bool = field(
-        default=True, metadata={"help": "Keep the completions of every logging step in completions/*.parquet."}
+        default=True, metadata={"help": "Keep the newest rollout of every log in completions/*.parquet."}
     )
     num_completions_to_print: int | None = field(
         default=0, metadata={"help": "How many completions to print at every logging step."}
