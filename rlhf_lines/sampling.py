@@ -8,6 +8,7 @@ processes, or what else is in the batch; and two models that see the same noise 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from rlhf_lines.progress import beat
 from rlhf_lines.reading import Reader, masks_padding, of_one_length
 
 
+REPEATED = 2**40  # more than there are samples of any other kind
 MOST_NOISE = 40.0  # -log of the smallest -log(u), see `gumbel`, is 36.7 or a little more
 
 
@@ -42,6 +44,29 @@ def prompt_key(token_ids: Sequence[int]) -> int:
     """A signed 64-bit number that names a prompt: the start of the SHA-256 of its tokens."""
     digest = hashlib.sha256(" ".join(map(str, token_ids)).encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def sample_numbers(keys: Sequence[int], seen: Counter[int], *, count: int, first: int) -> list[int]:
+    """Which sample of its prompt each row is: from `first` on, in the order of the rows.
+
+    A prompt that the data holds once is asked for `count` completions, and these are its first samples. Where it comes
+    again, its further samples are numbered apart from those of all other rollouts.
+
+    Args:
+        keys: of the prompts, as `prompt_key` gives them.
+        seen: how often each has come before; it goes on counting.
+        count: the completions of one row of the data.
+        first: the number of the first of them.
+
+    >>> sample_numbers([7, 7, 8, 8, 7], Counter(), count=2, first=10) == [10, 11, 10, 11, 10 + REPEATED]
+    True
+    """
+    numbers = []
+    for key in keys:
+        repeats, copy = divmod(seen[key], count)
+        numbers.append(first + copy + repeats * REPEATED)
+        seen[key] += 1
+    return numbers
 
 
 def gumbel(seed: int, prompt_keys: Tensor, samples: Tensor, step: int, vocab_size: int) -> Tensor:

@@ -14,6 +14,10 @@ from reward_models.encoder import Encoder
 from rlhf_lines.data.templates import said, with_blank
 
 
+# Columns of a row with a meaning of their own; the last two are what TRL itself gives a reward function.
+RESERVED = ("prompt", "scored_prompt", "conversation", "blank", "columns", "completion", "completion_ids")
+
+
 class Asked(NamedTuple):
     """What may be shown of a prompt.
 
@@ -32,9 +36,13 @@ class Asked(NamedTuple):
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Asked:
-        """What a row of kind `prompts` says; where it is of another source, its prompt is what is shown."""
+        """What a row of kind `prompts` says; where it is of another source, its prompt is what is shown.
+
+        Of such a row all columns are shown that have no meaning of their own, as TRL's trainers show them.
+        """
         shown = row.get("scored_prompt")
-        columns = json.loads(row.get("columns") or "{}")
+        columns = {name: value for name, value in row.items() if name not in RESERVED}
+        columns |= json.loads(row.get("columns") or "{}")
         text = row["prompt"] if shown is None else shown
         return cls(text, row.get("conversation"), columns, row.get("blank") or "")
 

@@ -267,16 +267,21 @@ def reward_weights(entries: Sequence[RewardEntry], given: Sequence[float] | None
     if given is None:
         found = [entry.weight for entry in entries]
     else:
-        if len(given) != len(entries):
-            raise ValueError(f"reward_weights has {len(given)} values, but rewards has {len(entries)}")
         if any(entry.weight != 1.0 for entry in entries):
             raise ValueError("reward_weights was given and rewards holds weights: keep one of the two")
-        if not all(map(is_number, given)):
-            raise ValueError(f"reward_weights holds {', '.join(map(str, given))}, expected finite numbers")
         found = list(given)
-    if not any(found):
-        raise ValueError("every reward has the weight 0, so the policy would be trained for nothing: give one another")
+    check_weights(found, len(entries))
     return found
+
+
+def check_weights(weights: Sequence[float], count: int) -> None:
+    """Refuse weights of so many rewards that are not as many, no finite numbers, or all 0."""
+    if len(weights) != count:
+        raise ValueError(f"reward_weights has {len(weights)} values, but rewards has {count}")
+    if not all(map(is_number, weights)):
+        raise ValueError(f"reward_weights holds {', '.join(map(str, weights))}, expected finite numbers")
+    if not any(weights):
+        raise ValueError("every reward has the weight 0, so the policy would be trained for nothing: give one another")
 
 
 def _is_count(value: object) -> bool:

@@ -46,7 +46,7 @@ def load(
     | text | text |
     | prompts | prompt: as the policy reads it; scored_prompt, conversation: for reward models; blank; columns |
     | demonstrations | prompt, completion; both as messages where the tokenizer has a chat template |
-    | preferences | prompt: what reward models are shown; chosen, rejected |
+    | preferences | prompt: what reward models are shown; chosen, rejected; margin, where a file has it |
 
     What the policy reads is written by the chat template of its tokenizer, or, where that has none, by the template of
     the data. Reward models have tokenizers of their own: what they are shown is always written by the template of the

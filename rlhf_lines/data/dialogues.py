@@ -34,7 +34,7 @@ def divide(chosen: str, rejected: str) -> dict[str, str] | None:
 
 
 def rows(pairs: Iterable[dict], kind: str, source: str) -> list[dict]:
-    """The rows of one kind from pairs `{"chosen", "rejected"}`.
+    """The rows of one kind from pairs `{"chosen", "rejected"}`; as preferences they keep their further columns.
 
     A demonstration is the chosen reply, unless it is empty: an annotator may well prefer silence, but nobody learns to
     speak from it. Pairs that cannot be divided are left out, and their number is logged.
@@ -42,8 +42,9 @@ def rows(pairs: Iterable[dict], kind: str, source: str) -> list[dict]:
     Raises:
         ValueError: no pair can be divided.
     """
+    pairs = list(pairs)
     divided = [divide(pair["chosen"], pair["rejected"]) for pair in pairs]
-    found = [row for row in divided if row is not None]
+    found = [{**pair, **row} for pair, row in zip(pairs, divided, strict=True) if row is not None]
     if not found:
         raise ValueError(
             f"dataset {source} has no column prompt, and chosen and rejected share no {REPLY!r} that would end one: "

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from reward_models.base import is_number
 from rlhf_lines.data import conversation, dialogues
 from rlhf_lines.data.conversation import KINDS, Messages, kind_of
 from rlhf_lines.data.sources import Rows, columns, read
@@ -24,6 +25,7 @@ COLUMNS = {
     "preferences": ("prompt", "chosen", "rejected"),
 }
 PAIR = ("chosen", "rejected")
+MARGIN = "margin"  # a column beside a pair
 ALIKE = {"completion": "chosen"}  # what is a demonstration where there is no other
 SPOKEN = ("prompt", "completion", *PAIR, "messages")  # the columns that may hold messages
 # What a chat template or a model of images would be given besides: a conversation is not the same without it.
@@ -54,7 +56,8 @@ def rows(
        the rows keep its turns as `messages`. A prompt that is not given as messages is what `chosen` and `rejected`
        share, or what `messages` has before its last reply, or else a text that the user says.
 
-    Rows of the kind `"prompts"` keep what else the source says of them as `columns`, a JSON text.
+    Rows of the kind `"prompts"` keep what else the source says of them as `columns`, a JSON text, and `"preferences"` a
+    column `margin` of numbers.
 
     Args:
         source: a file, a folder, or a Hub id `owner/name`.
@@ -81,8 +84,11 @@ def rows(
             return texts_of(own, COLUMNS["text"], wanted, where)
         if spoken:
             return _conversations(own, wanted, written, where)
+        margins = _margins(own, where) if wanted == "preferences" else [{}] * len(own)
         if implicit:
-            found = dialogues.rows(texts_of(own, PAIR, wanted, where), wanted, source)
+            texts = texts_of(own, PAIR, wanted, where)
+            pairs = [{**pair, **margin} for pair, margin in zip(texts, margins, strict=True)]
+            found = dialogues.rows(pairs, wanted, source)
             return [_rewritten(row, written, native, f"a prompt of dataset {where}") for row in found]
         found, named = texts_of(own, COLUMNS[wanted], wanted, where), columns(own)
         return [
@@ -90,8 +96,9 @@ def rows(
                 **_rewritten(row, written, native, f"row {number} of dataset {where}"),
                 "row": number,
                 **(_columns(whole, named) if wanted == "prompts" else {}),
+                **margin,
             }
-            for number, (row, whole) in enumerate(zip(found, own, strict=True), start=1)
+            for number, (row, whole, margin) in enumerate(zip(found, own, margins, strict=True), start=1)
         ]
 
     return split_rows(own_splits, split, convert, kind, source, test_size), written
@@ -249,12 +256,13 @@ def _conversations(rows: Rows, wanted: str, template: Template, source: str) -> 
     if set(PAIR) <= given:
         given |= {"completion"} | ({"prompt"} if any(isinstance(row.get("chosen"), list) for row in rows) else set())
     _check_columns(rows, COLUMNS[wanted], list(given), wanted, source)
+    margins = _margins(rows, source) if wanted == "preferences" else [{}] * len(rows)
     found = []
-    for number, row in enumerate(rows, start=1):
+    for number, (row, margin) in enumerate(zip(rows, margins, strict=True), start=1):
         with about_row(number, source):
             made = _spoken_row(row, wanted, template)
         if made is not None:
-            found.append({**made, "row": number, **(_columns(row, named) if wanted == "prompts" else {})})
+            found.append({**made, "row": number, **(_columns(row, named) if wanted == "prompts" else {}), **margin})
     if not found:
         raise ValueError(f"dataset {source} has no prompt: chosen and rejected share no turn in any row")
     if len(found) < len(rows):
@@ -332,6 +340,20 @@ def _reply(prompt: Messages, turns: Messages, column: str, wanted: str, template
         has = ", ".join(turn["role"] for turn in turns)
         raise ValueError(f"{column} has turns of {has} behind the prompt, expected one of the assistant")
     return template.reply_text(turns, goes_on=conversation.is_continued(prompt))
+
+
+def _margins(rows: Rows, source: str) -> list[dict[str, float]]:
+    """By how much a pair's chosen reply is to score higher than the rejected one, where the source says so.
+
+    Raises:
+        ValueError: a row has none where others have, or one that is no finite number.
+    """
+    if MARGIN not in columns(rows):
+        return [{}] * len(rows)
+    for number, row in enumerate(rows, start=1):
+        if not is_number(row.get(MARGIN)):
+            raise ValueError(_no_text(number, source, MARGIN, row.get(MARGIN), "a finite number"))
+    return [{MARGIN: float(row[MARGIN])} for row in rows]
 
 
 def _columns(row: dict, named: Sequence[str]) -> dict[str, str]:

@@ -137,7 +137,9 @@ def _placed(
 
 
 def _compared(value: object) -> object:
-    """What rows are compared by beside their prompts: texts and turns without the blanks around them."""
+    """What rows are compared by beside their prompts: numbers, and texts and turns without the blanks around them."""
+    if isinstance(value, float):
+        return value
     if isinstance(value, str):
         return value.strip()
     return [(turn["role"], turn["content"].strip()) for turn in value]  # of a conversation

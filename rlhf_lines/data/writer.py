@@ -46,6 +46,7 @@ class Writer:
         shown = self.scored_prompt(row["prompt"])
         if self.kind == "preferences":
             more = {"conversation": self._turns(row)} if self.with_turns else {}
+            more |= {key: row[key] for key in ("margin",) if key in row}
             return {"prompt": shown, "chosen": row["chosen"], "rejected": row["rejected"], **more, "read": shown}
         turns = self._turns(row)
         is_chat = chat.has_chat_template(self.tokenizer)

@@ -6,9 +6,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, PeftType
 from peft.tuners.lora import Embedding, Linear
+from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from trl import GRPOConfig, ModelConfig
 
 from rlhf_lines import skeleton
@@ -16,7 +18,7 @@ from rlhf_lines.errors import Problems
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors, check_modules
-from rlhf_lines.merge.inputs.adapter_config import beyond_factors
+from rlhf_lines.merge.inputs.adapter_config import beyond_base, beyond_factors, is_of_writer
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import AdapterPolicy
 from rlhf_lines.merge.layers import layer_indices
@@ -26,12 +28,9 @@ from rlhf_lines.train.settings import LayerwiseSettings
 
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
     from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 
-# What TRL's settings call what PEFT's config calls otherwise.
-_SETTINGS = {"modules_to_save": "lora_modules_to_save", "target_parameters": "lora_target_parameters"}
 _OUTCOMES = {
     "sft": "the adapter could not be merged into the base",
     "ppo": "the policy could be neither merged nor swept",
@@ -94,25 +93,67 @@ def check_4bit(model: PreTrainedModel | PeftModel, model_config: ModelConfig, tr
         skeleton.check_4bit_on_cpu(model)
 
 
-def check_adapted(model: PeftModel, model_config: ModelConfig, *, stage: str) -> None:
+def check_lora(peft_config: object) -> None:
+    """Stop unless the policy that a config of PEFT asks for will be the SFT model plus factors of linear maps.
+
+    What only a model tells, such as what its modules are, is left to `check_adapted`.
+
+    Args:
+        peft_config: before a model has it: some initialisations change the model that they are given.
+
+    Raises:
+        ValueError: it will be more, or the base without the adapter not the SFT model, with all reasons.
+    """
+    if not isinstance(peft_config, LoraConfig) or peft_config.peft_type != PeftType.LORA:
+        raise ValueError(
+            f"peft_config is a {type(peft_config).__name__}, expected a LoraConfig: later stages merge and sweep LoRA "
+            "policies alone"
+        )
+    config, outcome = peft_config.to_dict(), _OUTCOMES["ppo"]
+    problems = Problems()
+    for key, reason in beyond_base(config):
+        problems.add(
+            f"{key} of peft_config is {config[key]!r}, which {reason}, so the base without the adapter, PPO's "
+            "reference, would not be the SFT model; leave it out"
+            if key == "init_lora_weights"
+            else f"{key} of peft_config is {config[key]!r}: {reason}, so {outcome}; leave it out"
+        )
+    if peft_config.lora_dropout:
+        problems.add(
+            f"lora_dropout of peft_config is {peft_config.lora_dropout:g}, expected 0: with dropout a policy differs "
+            "from itself between two passes"
+        )
+    if not is_of_writer(peft_config.task_type):
+        problems.add(f"task_type of peft_config is {config['task_type']}, expected CAUSAL_LM: a policy writes text")
+    for key, reason in beyond_factors(config):
+        problems.add(
+            f"{key} of peft_config is {_value(getattr(peft_config, key))}: {reason}, so {outcome}; leave it out"
+        )
+    problems.check()
+
+
+def check_adapted(model: PeftModel, asked: ModelConfig | LoraConfig, *, stage: str) -> None:
     """Stop unless what PEFT made of a LoRA config is factors of linear maps, and no more.
 
     Args:
         model: with its adapter, with weights or without.
-        model_config: what asked for it.
+        asked: what asked for it, as it was before PEFT put in what it found.
         stage: `sft` or `ppo`, whose adapters later stages take.
 
     Raises:
         ValueError: it is more, with all reasons and the way out.
     """
-    config, outcome, wanted = model.peft_config["default"], _OUTCOMES[stage], model_config.lora_target_modules
+    config, outcome = model.peft_config["default"], _OUTCOMES[stage]
+    targets = _called("target_modules", asked)
+    wanted = getattr(asked, targets)
+    wanted = sorted(wanted) if isinstance(wanted, set) else wanted
     way_out = f"; name linear modules instead: {', '.join(_linear_names(model))}"
     problems = Problems()
     for key, reason in beyond_factors(config.to_dict()):
-        name = _SETTINGS.get(key, key)
-        if key == "target_parameters" and not model_config.lora_target_parameters:
+        name = _called(key, asked)
+        if key == "target_parameters" and not getattr(asked, name):
             problems.add(
-                f"lora_target_modules {wanted!r} of a {model.config.model_type} model are parameters without a module "
+                f"{targets} {wanted!r} of a {model.config.model_type} model are parameters without a module "
                 f"of their own ({', '.join(sorted(config.target_parameters))}), because its experts are fused, so "
                 f"{outcome}{way_out}"
             )
@@ -126,12 +167,12 @@ def check_adapted(model: PeftModel, model_config: ModelConfig, *, stage: str) ->
         name = name.removeprefix("base_model.model.")
         if module is head:
             problems.add(
-                f"lora_target_modules {wanted!r} hold the head {name!r}, but TRL computes log-probabilities from its "
+                f"{targets} {wanted!r} hold the head {name!r}, but TRL computes log-probabilities from its "
                 f"weight alone, and would not train it{way_out}"
             )
-        elif not isinstance(module, Linear) and not config.target_parameters:
+        elif not _is_linear(module) and not config.target_parameters:
             kind = "an embedding" if isinstance(module, Embedding) else f"no linear map ({type(module).__name__})"
-            problems.add(f"lora_target_modules {wanted!r} hold {name!r}, which is {kind}, so {outcome}{way_out}")
+            problems.add(f"{targets} {wanted!r} hold {name!r}, which is {kind}, so {outcome}{way_out}")
     problems.check()
 
 
@@ -177,6 +218,15 @@ def adapter_to_be(model: PeftModel) -> Adapter:
     return Adapter("to be trained", modules)
 
 
+def _is_linear(layer: BaseTunerLayer) -> bool:
+    """Whether a layer of PEFT adapts a linear map; of each quantisation PEFT has a class of its own."""
+    if isinstance(layer, Linear):
+        return True
+    factors = getattr(layer, "lora_A", {})
+    is_one = not isinstance(layer, MultiheadAttention | ParamWrapper)
+    return is_one and "default" in factors and isinstance(factors["default"], nn.Linear)
+
+
 def _linear_names(model: PeftModel) -> list[str]:
     """The last names of the linear maps inside the layers of the base."""
     head = model.get_output_embeddings()
@@ -186,6 +236,11 @@ def _linear_names(model: PeftModel) -> list[str]:
         if skeleton.is_linear(module) and module is not head and ".lora_" not in name
     }
     return sorted(names - {"lm_head"})
+
+
+def _called(key: str, asked: ModelConfig | LoraConfig) -> str:
+    """What the user calls a field of PEFT's config."""
+    return key if hasattr(asked, key) else f"lora_{key}"
 
 
 def _value(value: object) -> object:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from transformers import TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from rlhf_lines.artifact import (
@@ -239,10 +239,35 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     return max(_checkpoints(Path(folder)), key=_step, default=None)
 
 
+def check_between_rollouts(checkpoint: str | Path, updates: int, max_steps: int) -> None:
+    """Stop where PPO would go on from inside a rollout: the rest of it is not kept, so that another run would follow.
+
+    Args:
+        checkpoint: its folder.
+        updates: of one rollout, in the run that goes on.
+        max_steps: of the same; where nothing is left to train, any checkpoint will do.
+
+    Raises:
+        ValueError: it would.
+    """
+    step = read_json(Path(checkpoint) / TRAINER_STATE_NAME)["global_step"]
+    if step % updates and step < max_steps:
+        raise ValueError(
+            f"{checkpoint} is of update {step}, but a rollout has {updates} updates, and a run goes on between two: "
+            "take a checkpoint that is a multiple of them, or the settings of its run (num_iterations, "
+            "steps_per_generation, gradient_accumulation_steps)"
+        )
+
+
 class WholeCheckpoints:
     """Mixin of a Trainer: a checkpoint is written under a hidden name and takes its own when it is complete."""
 
     _writes_checkpoint = False
+
+    def _run_epoch(self, *args, **kwargs):
+        """As Trainer's, which makes one update more where a run goes on from its last one."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
 
     def save_end(self) -> Path:
         """Write a checkpoint of the end of the training, unless there is one, and return its folder.

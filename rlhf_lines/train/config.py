@@ -52,14 +52,18 @@ class RewardTextConfig:
         return Format(template=self.template, append_eos=self.template != CHAT, **others)
 
     def row(self, pair: dict, special_tokens: dict[str, str | None]) -> dict:
-        """The row from which TRL's RewardTrainer, which adds EOS to a text, makes what the format says."""
+        """The row from which TRL's RewardTrainer, which adds EOS to a text, makes what the format says.
+
+        It asks for a score of the chosen text that is higher by the pair's margin, if there is one.
+        """
         if self.template == Format().template:
             return pair
         sides = ("chosen", "rejected")
+        margin = {key: pair[key] for key in ("margin",) if key in pair}
         if self.template == CHAT:
-            return {side: conversation(pair["conversation"], pair[side]) for side in sides}
+            return {side: conversation(pair["conversation"], pair[side]) for side in sides} | margin
         plain = Format(template=self.template)
-        return {side: plain.render(pair["prompt"], pair[side], special_tokens)[0] for side in sides}
+        return {side: plain.render(pair["prompt"], pair[side], special_tokens)[0] for side in sides} | margin
 
 
 SFT = (RunConfig, DemonstrationDataConfig, SFTSettings, ModelConfig)

@@ -109,10 +109,10 @@ def metric_names(rewards: Sequence[str]) -> list[str]:
 
 
 def write_completions(folder: Path, step: int, logs: Mapping[str, Any], count: int) -> None:
-    """Write the completions of an evaluation to `eval_completions/`, apart from those of training.
+    """Write the completions of an evaluation, apart from those of training.
 
     Args:
-        folder: of the run.
+        folder: `eval_completions/` of the run, or the part of it that is of one of several data sets.
         step: the update after which it was.
         logs: lists of texts and numbers, as GRPOTrainer collects them.
         count: how many there are; what is beyond was read a second time to fill the last batch.
@@ -121,8 +121,8 @@ def write_completions(folder: Path, step: int, logs: Mapping[str, Any], count: i
 
     columns = {"prompt": logs["prompt"], "completion": logs["completion"], **logs["rewards"], **logs["extra"]}
     table = {name: list(column)[:count] for name, column in columns.items()}
-    (folder / FOLDER).mkdir(exist_ok=True)
-    path = folder / FOLDER / f"completions_{step:05d}.parquet"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"completions_{step:05d}.parquet"
     pandas.DataFrame({"step": [step] * len(table["prompt"]), **table}).to_parquet(path)
 
 

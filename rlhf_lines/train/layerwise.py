@@ -217,11 +217,15 @@ class LayerLearningRates:
     """Mixin of a Trainer whose settings have `layer_learning_rates`.
 
     Raises:
-        ValueError: DeepSpeed is to make the optimizer, with one learning rate.
+        ValueError: the optimizer is given, or DeepSpeed is to make it, with one learning rate.
     """
+
+    _rates = ("layer_learning_rates",)  # settings that count only for an optimizer that is made here
+    _has_made_optimizer = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._check_optimizer()
         policy = self.args.layer_learning_rates
         deepspeed = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         if policy and deepspeed is not None and "optimizer" in deepspeed.deepspeed_config:
@@ -231,7 +235,13 @@ class LayerLearningRates:
             )
 
     def create_optimizer(self, *args, **kwargs):
-        """Make the optimizer, with the learning rates of its layers."""
+        """Make the optimizer, with the learning rates of its layers.
+
+        Raises:
+            ValueError: it was given since.
+        """
+        self._check_optimizer()
+        self._has_made_optimizer = True  # Trainer asks for it again where there is one
         if self.optimizer is None and self.args.layer_learning_rates:
             super().create_optimizer(*args, **kwargs)
             model = args[0] if args and args[0] is not None else kwargs.get("model") or self.model
@@ -239,6 +249,16 @@ class LayerLearningRates:
             split_by_depth(self.optimizer, model, factors, at_full_rate=self._has_full_rate)
             return self.optimizer
         return super().create_optimizer(*args, **kwargs)
+
+    def _check_optimizer(self) -> None:
+        """Stop where an optimizer is given beside settings that it does not obey."""
+        given = self.optimizer is not None and not self._has_made_optimizer
+        for name in self._rates if given else ():
+            if (value := getattr(self.args, name)) is not None:
+                raise ValueError(
+                    f"{name} is {value}, but an optimizer is given ({type(self.optimizer).__name__}), which has "
+                    "learning rates of its own: leave out one of them"
+                )
 
     def _has_full_rate(self, name: str) -> bool:
         """Whether a parameter has the full rate wherever it is."""

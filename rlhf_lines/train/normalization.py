@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from reward_models.normalize import Normalization
 from rlhf_lines.artifact import write_whole
 from rlhf_lines.completions import completion_texts
 from rlhf_lines.distributed import from_leader, leads
+from rlhf_lines.sampling import prompt_key, sample_numbers
 from rlhf_lines.scoring import Asked, score
 from rlhf_lines.task_rewards import RewardEntry
 from rlhf_lines.train.adapters import use_adapter
@@ -92,10 +94,12 @@ def _sft_samples(trainer: PPOTrainer) -> tuple[list[Asked], list[str], list[list
     rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
     size = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation  # what fits in a rollout
     own, completions = prompts[rank::processes], []
+    keys = [prompt_key(ids) for ids in trainer._tokenize_prompts(prompts)[0]]
+    numbers = sample_numbers(keys, Counter(), count=1, first=SAMPLE)
     with use_adapter(trainer.accelerator.unwrap_model(trainer.model), None):
         for start in range(0, len(own), size):
             ids = trainer._tokenize_prompts(own[start : start + size])[0]
-            tokens = trainer.sample(ids, [SAMPLE] * len(ids))
+            tokens = trainer.sample(ids, numbers[rank::processes][start : start + size])
             completions += zip(completion_texts(trainer.processing_class, ids, tokens), tokens, strict=True)
     found = sorted(gather_object([(rank + i * processes, *sample) for i, sample in enumerate(completions)]))
     return asked, [text for _, text, _ in found], [tokens for _, _, tokens in found]

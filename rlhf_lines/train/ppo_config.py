@@ -111,7 +111,7 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
     num_iterations: int = field(default=4, metadata={"help": "Epochs over each rollout."})
     scale_rewards: str = field(default="none", metadata={"help": "Unused by PPO: advantages are whitened instead."})
     log_completions: bool = field(
-        default=True, metadata={"help": "Keep the completions of every logging step in completions/*.parquet."}
+        default=True, metadata={"help": "Keep the newest rollout of every log in completions/*.parquet."}
     )
     num_completions_to_print: int | None = field(
         default=0, metadata={"help": "How many completions to print at every logging step."}
@@ -181,7 +181,7 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
             self.ddp_find_unused_parameters = False
         self.num_generations, self.num_generations_eval = num_generations, num_generations_eval
         if self._chooses_save_steps and self.num_iterations >= 1:
-            updates = self._updates_of_rollout()
+            updates = self.updates_per_rollout
             self.save_steps = math.ceil(SAVE_STEPS / updates) * updates
         refuse(self, self._checks())
         if self._chooses_batch:
@@ -252,24 +252,28 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
                 "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
             )
 
-    def check_metric(self, rewards: Sequence[str]) -> None:
+    def check_metric(self, rewards: Sequence[str], sets: Sequence[str] = ()) -> None:
         """Refuse a `metric_for_best_model` that an evaluation would not have, on which a schedule waits.
 
         Args:
             rewards: the names of the rewards.
+            sets: the names of the data sets of an evaluation, where there are several.
 
         Raises:
             ValueError: it would not.
         """
         if (metric := self.metric_for_best_model) is not None:
-            one_of("metric_for_best_model", metric.removeprefix("eval_"), metric_names(rewards))
+            found = metric_names(rewards)
+            known = [f"{name}_{of}" for name in sets for of in found] or found
+            one_of("metric_for_best_model", metric.removeprefix("eval_"), known)
 
     @property
     def steps_per_rollout(self) -> int:
         """The number of forward and backward passes that one rollout is used for."""
         return self.steps_per_generation * self.num_iterations
 
-    def _updates_of_rollout(self) -> int:
+    @property
+    def updates_per_rollout(self) -> int:
         """The number of updates after which a rollout is used up."""
         return (
             math.lcm(max(self.steps_per_rollout, 1), self.gradient_accumulation_steps)
@@ -279,7 +283,7 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
     def _checks(self) -> list[Check]:
         sampling = "{}: samples of another distribution than the policy's make the KL estimate wrong, even negative"
         passes, of_update = max(self.steps_per_rollout, 1), self.gradient_accumulation_steps
-        updates = self._updates_of_rollout()
+        updates = self.updates_per_rollout
         best = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
         best = best or self.save_strategy == "best" or self.load_best_model_at_end  # which are refused below
         return [

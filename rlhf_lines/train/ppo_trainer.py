@@ -20,10 +20,12 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -37,15 +39,16 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils
 from trl.trainer.utils import RepeatSampler
 
-from reward_models import Generative, RewardModel
+from reward_models import Generative
 from reward_models.normalize import Normalization
-from reward_models.padding import count_positions, takes
+from reward_models.padding import takes
 from rlhf_lines.completions import completion_texts
 from rlhf_lines.distributed import leads
+from rlhf_lines.limits import check_writes
 from rlhf_lines.models import keep_unpacked
 from rlhf_lines.reading import masks_padding, of_one_length
-from rlhf_lines.sampling import prompt_key, sample_tokens
-from rlhf_lines.scoring import Asked, score
+from rlhf_lines.sampling import prompt_key, sample_numbers, sample_tokens
+from rlhf_lines.train.adapted import check_adapted
 from rlhf_lines.train.adapters import checkpoint_contexts, merged_weights, use_adapter
 from rlhf_lines.train.advantages import (
     adapted_kl_coef,
@@ -58,14 +61,18 @@ from rlhf_lines.train.advantages import (
 )
 from rlhf_lines.train.attention import attend_in_float32
 from rlhf_lines.train.card import OwnCard
-from rlhf_lines.train.checkpoints import WholeCheckpoints
-from rlhf_lines.train.evaluation import completion_rows, evaluation_metrics, write_completions
+from rlhf_lines.train.checkpoints import WholeCheckpoints, check_between_rollouts
+from rlhf_lines.train.evaluation import FOLDER, completion_rows, evaluation_metrics, write_completions
 from rlhf_lines.train.finite import FiniteTraining
+from rlhf_lines.train.given import check_arguments, check_policy, check_template, first_rows, names_of_sets
 from rlhf_lines.train.layerwise import LayerLearningRates, check_depth, check_frozen
 from rlhf_lines.train.lora import add_in_place
+from rlhf_lines.train.padded import deal, number_positions, of_length, spread, states_of_choices
 from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.rewards import Reward, check_shown, given_rewards, reward_function
 from rlhf_lines.train.steady import distance, hold_steady, tolerance
 from rlhf_lines.train.told import ToldSettings
+from rlhf_lines.train.window import TOKENS, of_window
 
 
 POLICY, VALUE = "default", "value"  # names of the adapters; PEFT gives the first
@@ -114,11 +121,13 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
 
     Args:
         model: the SFT model, a path or a loaded model; it gets the adapter of `peft_config`.
-        reward_models: score text; with several, `args.reward_weights` weighs them (default 1 each).
+        reward_models: score text: reward models, functions, texts such as `rule:length`, or one of these; with several,
+            `args.reward_weights` weighs them (default 1 each).
         args: the settings.
         peft_config: the LoRA of the policy, and of the value function with `args.value_lora`.
         **kwargs: everything else goes to GRPOTrainer (`train_dataset` with a column `prompt` and perhaps
-            `scored_prompt`, `processing_class`, `quantization_config`, `callbacks`, ...).
+            `scored_prompt`, `processing_class`, `quantization_config`, `callbacks`, ...), but `tools`, `rollout_func`
+            and `environment_factory`. Functions may ask for the other columns of `train_dataset`, as TRL's do.
 
     Attributes:
         normalizations: one per reward model: what its scores go through before they are weighed and added.
@@ -128,23 +137,31 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
 
     Raises:
         ValueError: there is no `peft_config`: the reference is the base without its adapter. Or there are fewer
-            prompts than one rollout takes, or layers that are not to be trained have an adapter.
+            prompts than one rollout takes, or layers that are not to be trained have an adapter. Or the adapter is
+            more than factors of linear maps, a reward cannot be taken or read the prompts, or no completion could end.
     """
 
     _tag_names = ("trl", "ppo", "rlhf-lines")
     _name = "PPO"
+    _rates = (*LayerLearningRates._rates, "value_learning_rate")
 
     def __init__(
         self,
         model: str | PreTrainedModel,
-        reward_models: Sequence[RewardModel],
+        reward_models: Reward | Sequence[Reward],
         args: PPOConfig,
         *,
         peft_config: LoraConfig | None,
         **kwargs: Any,
     ):
+        check_policy(model, peft_config)
+        check_arguments(kwargs)
+        models = given_rewards(reward_models, args, names_of_sets(kwargs))
+        rows = first_rows(kwargs)
+        check_shown(models, rows)
+        asked = copy(peft_config)  # in which PEFT puts what it finds
         dataset = kwargs.get("train_dataset")
-        args.check_run(has_lora=peft_config is not None, prompts=len(dataset) if hasattr(dataset, "__len__") else None)
+        args.check_run(has_lora=True, prompts=len(dataset) if hasattr(dataset, "__len__") else None)
         if args.value_lora and args.gradient_checkpointing:
             own = {"use_reentrant": False, "context_fn": checkpoint_contexts}
             # Two names of one setting: Trainer reads the second at the start, TRL the first after every rollout.
@@ -152,11 +169,14 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
             args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
         super().__init__(
             model=model,
-            reward_funcs=[_reward_function(reward_model) for reward_model in reward_models],
+            reward_funcs=[reward_function(model) for model in models],
             args=args,
             peft_config=peft_config,
             **kwargs,
         )
+        check_adapted(self.model, asked, stage="ppo")
+        check_writes(self.model.config, self._tokenizer)
+        check_template(self._tokenizer, rows)
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.is_sharded and (args.value_lora or args.max_update_kl is not None):
             raise ValueError("value_lora and max_update_kl do not work under FSDP and DeepSpeed: leave them out")
@@ -169,9 +189,9 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         keep_unpacked(self.model)
         if self.use_vllm:
             self.vllm_generation._iter_named_params = self._vllm_weights
-        self.normalizations = [Normalization() for _ in reward_models]
+        self.normalizations = [Normalization() for _ in models]
         self.kl_coef = args.kl_coef
-        self._reward_models = list(reward_models)
+        self._reward_models = models
         self.counted = dict.fromkeys(self._counts(), 0)
         self._newly_counted: Counter[str] = Counter()  # by this process, and not logged yet
         self._values: Tensor | None = None  # [B, T], of the latest policy forward
@@ -179,6 +199,8 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         self._entropies: Tensor | None = None  # [B, T], of the latest policy forward
         self._scores: Tensor | None = None  # [all processes' B, rewards], raw, of the latest rollout
         self._evaluated_count: int | None = None  # rows of an evaluation, if they can be known
+        self._evaluated_prompts: Counter[int] = Counter()  # by their keys, in the batches of an evaluation
+        self._evaluated_as = "eval"  # what stands before the names of its numbers
         self._evaluated_rows: list[Tensor] = []  # [all processes' B, columns] of every batch of an evaluation
         self._evaluated_scores: list[Tensor] = []  # [all processes' B, rewards], raw, of the same
         self._update_kl: list[Tensor] = []  # (sum, tokens) of every minibatch of the current update
@@ -193,6 +215,8 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
             add_in_place(self.model)
             self._check_head()
         self._rollouts = 0  # since the start of the run, which a resumed one goes on with
+        self._saves_later = False  # a checkpoint is asked for, inside a rollout
+        self._written_rollouts = 0  # the rollouts at the last log: a table of completions holds the newest
         self._rollout_began: float | None = None  # seconds
         self._rollout_tokens = 0.0
 
@@ -206,7 +230,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
                 "other numbers of passes in each process, and processes wait for each other; train in one process"
             )
         if self._masks_padding and takes(self._trunk, "position_ids"):
-            self._trunk.register_forward_pre_hook(_count_positions, with_kwargs=True)
+            self._trunk.register_forward_pre_hook(number_positions, with_kwargs=True)
         if self.args.value_lora:
             self.model.add_adapter(VALUE, peft_config)
         # float32: returns differ by less than bfloat16 resolves. Zero: no advantage is invented before training.
@@ -274,7 +298,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
             rollout = self._generate_and_score_completions(generation_batch)
             if not self._has_compared:
                 self._compare_readings(rollout)
-            self._buffered_inputs = _deal(rollout, self.args.steps_per_generation)
+            self._buffered_inputs = deal(rollout, self.args.steps_per_generation)
             self._rollouts += 1
             self._rollout_tokens = rollout["num_items_in_batch"].item()
             self._leaves_out_updates = False
@@ -286,12 +310,12 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
+        keys = gather_object([prompt_key(ids) for ids in prompt_ids])  # of all processes, in the order of the data
+        training, count = self.model.training, num_generations
+        seen, first = (Counter(), self._rollouts * count) if training else (self._evaluated_prompts, -count)
         start = self.accelerator.process_index * len(prompt_ids)
-        if not self.model.training:  # in the order of the data, whatever the batches are
-            start += sum(map(len, self._evaluated_scores))
-        copies = [(start + row) % num_generations for row in range(len(prompt_ids))]
-        first = self._rollouts * num_generations if self.model.training else -num_generations
-        return self.sample(prompt_ids, [first + copy for copy in copies]), None
+        numbers = sample_numbers(keys, seen, count=count, first=first)[start : start + len(prompt_ids)]
+        return self.sample(prompt_ids, numbers), None
 
     def _generate(self, prompts):
         """As GRPOTrainer's, which decodes completions alone: here they are the texts that follow their prompts."""
@@ -450,7 +474,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         if torch.is_grad_enabled() or self._sampled is None or not self._reads_alike():
             reading = self._read(model, input_ids, attention_mask, logits_to_keep, batch_size)
         else:
-            reading = _Reading(*(functional.pad(x, (0, logits_to_keep - x.shape[1])) for x in self._sampled))
+            reading = _Reading(*(of_length(x, logits_to_keep) for x in self._sampled))
         self._logprobs, self._values = reading.logprobs.detach(), reading.values
         self._entropies = reading.entropies.detach()
         if self.args.value_lora:
@@ -485,7 +509,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         values = []
 
         def select(module, inputs, output):
-            states = _states(output.last_hidden_state, mask)
+            states = states_of_choices(output.last_hidden_state, mask)
             values.append(self._value(states))  # here, inside the forward pass, FSDP has the head's weights together
             output.last_hidden_state = states.unsqueeze(0)
             return output
@@ -498,13 +522,13 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
                 fused_lm_head=True,
             )
         flat = (output.log_probs, output.entropy, values[0])
-        return _Reading(*(_spread(x.flatten(), mask) for x in flat))
+        return _Reading(*(spread(x.flatten(), mask) for x in flat))
 
     def _values_of_own_trunk(self, input_ids, attention_mask, length: int, batch_size: int | None) -> Tensor:
         def read(ids: Tensor, attention: Tensor) -> tuple[Tensor]:
             mask = attention[:, -length:].bool()
             hidden = self._trunk(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-            return (_spread(self._value(_states(hidden, mask)), mask),)
+            return (spread(self._value(states_of_choices(hidden, mask)), mask),)
 
         with use_adapter(self.accelerator.unwrap_model(self.model), VALUE), self.accelerator.autocast():
             return self._in_chunks(read, input_ids, attention_mask, batch_size)[0]
@@ -549,7 +573,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         }
         self.model.train()
         if self._sampled is not None:
-            sampled = self._sampled.logprobs[:rows, : mask.shape[1]]
+            sampled = of_length(self._sampled.logprobs[:rows], mask.shape[1])
             others["token by token, with a cache"] = (sampled, "has a cache or positions that depend on the batch")
         allowed = tolerance(self._reading_dtype(), quantised=self._is_quantised())
         for how, (other, why) in others.items():
@@ -628,15 +652,19 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
 
     # --- evaluations
 
-    def evaluate(self, eval_dataset=None, *args, **kwargs):
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """As Trainer's, whose completions are kept apart from those of training, and whose numbers are of all rows."""
-        began, training, logs = time.perf_counter(), self.model.training, self._logs
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, dict):  # of which Trainer evaluates one after the other, by its name
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        began, training, logs = time.perf_counter(), self.model.training, self._logs
         self._evaluated_count = len(rows) * self.num_generations_eval if hasattr(rows, "__len__") else None
-        self._evaluated_rows, self._evaluated_scores = [], []
+        self._evaluated_rows, self._evaluated_scores, self._evaluated_prompts = [], [], Counter()
+        self._evaluated_as = metric_key_prefix
         self._logs = {name: defaultdict(list) if isinstance(held, dict) else [] for name, held in logs.items()}
         try:
-            return super().evaluate(eval_dataset, *args, **kwargs)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         finally:
             self._logs = logs
             self.model.train(training)  # what is logged next is of training
@@ -650,25 +678,35 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         return None, None, None
 
     def log(self, logs, start_time=None):
-        """As GRPOTrainer's; of an evaluation as a whole."""
-        if self.model.training or not self._evaluated_rows:
-            super().log(logs, start_time)
-            return
-        # Where the last batch is short on several processes, the first rows are read again to fill it.
-        rows, scores = (torch.cat(x)[: self._evaluated_count] for x in (self._evaluated_rows, self._evaluated_scores))
-        names = [model.name for model in self._reward_models]
-        whitened = self.args.whiten_advantages
-        found = evaluation_metrics(rows, scores, names, vf_coef=self.args.vf_coef, whitened=whitened)
-        found |= {"kl_coef": self.kl_coef, "num_tokens": self.state.num_input_tokens_seen, **self._take_counts()}
-        self._metrics["eval"] = defaultdict(list, {name: [value] for name, value in found.items()})
-        self._evaluated_rows, self._evaluated_scores = [], []
-        writes, self.log_completions = self.log_completions, False
+        """As GRPOTrainer's, of all updates since the last time as a whole; of an evaluation as a whole."""
+        evaluated, writes = not self.model.training and bool(self._evaluated_rows), self.log_completions
+        if evaluated:
+            logs.update(self._of_evaluation())
+            self._metrics["eval"].clear()
+        elif self.model.training:
+            self._metrics["train"] = of_window(self._metrics["train"])
+        self.log_completions = writes and not evaluated and self._rollouts > self._written_rollouts
         try:
             super().log(logs, start_time)
         finally:
             self.log_completions = writes
-        if writes and leads():
-            write_completions(Path(self.args.output_dir), self.state.global_step, self._logs, len(rows))
+        if not evaluated:
+            self._written_rollouts = self._rollouts
+        elif writes and leads():
+            name = self._evaluated_as.removeprefix("eval").removeprefix("_")
+            folder = Path(self.args.output_dir, FOLDER, name)
+            write_completions(folder, self.state.global_step, self._logs, self._evaluated_count)
+
+    def _of_evaluation(self) -> dict[str, float]:
+        """The numbers of the evaluation that is done, by their names in the log."""
+        # Where the last batch is short on several processes, the first rows are read again to fill it.
+        rows, scores = (torch.cat(x)[: self._evaluated_count] for x in (self._evaluated_rows, self._evaluated_scores))
+        self._evaluated_rows, self._evaluated_scores, self._evaluated_count = [], [], len(rows)
+        names = [model.name for model in self._reward_models]
+        whitened = self.args.whiten_advantages
+        found = evaluation_metrics(rows, scores, names, vf_coef=self.args.vf_coef, whitened=whitened)
+        found |= {"kl_coef": self.kl_coef, "num_tokens": self.state.num_input_tokens_seen, **self._take_counts()}
+        return {f"{self._evaluated_as}_{name}": value for name, value in found.items()}
 
     # --- logs
 
@@ -720,7 +758,8 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         update_kl = kl_estimate(inputs["old_per_token_logps"], self._logprobs, "k3")
         local = torch.stack([value_loss_sum, *((x * mask).sum() for x in (moved, update_kl)), mask.sum()])
         sums = self._sum_over_processes(local.float())
-        for name, x in zip(("value_loss", "value_clip_ratio", "update_kl"), sums[:3] / sums[3], strict=True):
+        names = ("value_loss", "value_clip_ratio", "update_kl", TOKENS)
+        for name, x in zip(names, (*(sums[:3] / sums[3]), sums[3]), strict=True):
             self._own_metrics()[name].append(x.item())
         return sums[2:]
 
@@ -736,6 +775,13 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         return self.accelerator.reduce(sums, reduction="sum")
 
     # --- files
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """As Trainer's; a checkpoint that is asked for inside a rollout is written at its end, or the run's."""
+        asked, ends = self.control.should_save or self._saves_later, self.control.should_training_stop
+        self._saves_later = asked and not ends and self.state.global_step % self.args.updates_per_rollout != 0
+        self.control.should_save = asked and not self._saves_later
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -767,50 +813,18 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:  # read here: DeepSpeed loads the weights by itself, and not by the method above
+        if checkpoint is not None:
+            check_between_rollouts(checkpoint, self.args.updates_per_rollout, self.state.max_steps)
+            # Read here: DeepSpeed loads the weights by itself, and not by the method above.
             state = json.loads((Path(checkpoint) / STATE).read_text())
             self.kl_coef, self._rollouts, self.counted = state["kl_coef"], state["rollouts"], state["counted"]
+            self._written_rollouts = self._rollouts
             scales = [normalization.to_dict() for normalization in self.normalizations]
             if state["normalizations"] != scales:
                 raise ValueError(
                     f"the scales of the rewards are {scales}, but {checkpoint} was trained on "
                     f"{state['normalizations']}: restore normalization.json of the run, or start again with --overwrite"
                 )
-
-
-def _deal(rollout: dict, count: int) -> list[dict]:
-    """`count` minibatches: minibatch m holds the rows m, m + count, m + 2 count, ...
-
-    Prompts come in random order, so that no shuffle is needed; and this way a minibatch holds the same rows whether
-    the rollout lies on one process or, in contiguous parts, on several.
-    """
-    return [{k: v[m::count] if v.dim() > 0 else v for k, v in rollout.items()} for m in range(count)]
-
-
-def _states(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The hidden states `[n, H]` in which the n tokens of the mask `[B, T]` are chosen.
-
-    The state at position j of the sequence has read tokens 0 to j: token j + 1 is chosen in it.
-    """
-    return hidden[:, -mask.shape[1] - 1 : -1][mask.to(hidden.device)]
-
-
-def _spread(x: Tensor, mask: Tensor) -> Tensor:
-    """`[B, T]` with the n numbers of `x` where the mask is, and zero elsewhere."""
-    x = x.to(mask.device)  # a model on several devices ends on another one than it begins
-    return x.new_zeros(mask.shape).masked_scatter(mask, x)
-
-
-def _count_positions(module, args, kwargs):
-    """Number the tokens from the first that is no padding, where the caller left it to the model.
-
-    Prompts are padded on the left, and TRL gives no positions. Rotary models see only differences; a model with
-    absolute positions would read every prompt as if it stood further right.
-    """
-    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-    if kwargs.get("position_ids") is None and ids is not None and mask is not None and mask.shape == ids.shape:
-        kwargs["position_ids"] = count_positions(mask)
-    return args, kwargs
 
 
 def _keep_float32(fsdp_plugin) -> None:
@@ -820,18 +834,3 @@ def _keep_float32(fsdp_plugin) -> None:
     if (policy := fsdp_plugin.mixed_precision_policy) is not None:
         own = dataclasses.replace(policy, output_dtype=None, reduce_dtype=torch.float32)
         fsdp_plugin.mixed_precision_policy = own
-
-
-def _reward_function(reward_model: RewardModel):
-    """A reward function of TRL's form, which stops at a score that is no number.
-
-    Columns of the data say what reward models are shown in place of the policy's prompt; see `scoring.Asked`.
-    """
-
-    def scored(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **of_rows):
-        rows = [{name: of_rows[name][i] for name in of_rows} | {"prompt": text} for i, text in enumerate(prompts)]
-        of_run = {"trainer_state": trainer_state, "log_extra": log_extra, "log_metric": log_metric}
-        return score(reward_model, [Asked.of(row) for row in rows], completions, completion_ids, **of_run)
-
-    scored.__name__ = reward_model.name
-    return scored

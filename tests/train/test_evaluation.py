@@ -110,5 +110,7 @@ def test_an_evaluation_does_not_depend_on_its_batches_and_is_recorded(evaluated)
         assert table["kl"].mean() == pytest.approx(row["eval_kl"], abs=1e-5)
     pairs = tables["completions_00000.parquet"].groupby("prompt")["completion"].nunique()
     assert pairs.max() == 2, "the two completions of a prompt have noise of their own"
-    of_training = pandas.read_parquet(small / "completions" / "completions_00002.parquet")
+    of_training = {path.stem[-1]: pandas.read_parquet(path) for path in (small / "completions").iterdir()}
+    assert sorted(of_training) == ["1", "3"], "each rollout stands once, at the first log after it"
+    of_training = of_training["1"]
     assert len(of_training) == 4 and not of_training["prompt"].str.contains("a b", regex=False).all()

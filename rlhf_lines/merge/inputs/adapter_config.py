@@ -66,6 +66,7 @@ _REFUSED = {
 }
 # Other initialisations change the base weights, so the difference to the SFT model is not s B A.
 _PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+_OF_BIASES = "biases are outside s B A"
 WAY_OUT = (
     "merge dense checkpoints of the policies instead (merge_and_unload in float32; a rule's share of entries, such as "
     "density, is then one of the whole model)"
@@ -81,6 +82,23 @@ def check_config(config: Mapping[str, Any], path: str | Path) -> None:
     Problems(f"adapter {str(path)!r} {problem}" for problem in _config_problems(config)).check()
 
 
+def beyond_base(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the keys of a LoRA config with which the base without its adapter is not the SFT model, and why."""
+    initialisation = config.get("init_lora_weights", True)
+    initialisation = initialisation.lower() if isinstance(initialisation, str) else initialisation
+    if initialisation == "loftq":
+        yield "init_lora_weights", "puts the error of a quantised base into the factors"
+    elif initialisation not in _PLAIN_INITIALISATIONS:
+        yield "init_lora_weights", "changes the base weights"
+    if config.get("bias", "none") != "none":
+        yield "bias", _OF_BIASES
+
+
+def is_of_writer(task_type: object) -> bool:
+    """Whether the task of an adapter is that of a model that writes text, or none."""
+    return task_type in _WRITERS
+
+
 def beyond_factors(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the keys of a LoRA config whose values make a policy more than the SFT model plus s B A, and why."""
     for key, value in config.items():
@@ -92,8 +110,9 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
     if config.get("peft_type") != "LORA":
         yield f"has peft_type {config.get('peft_type')!r}; only LORA can be merged exactly"
         return  # the keys of another method mean other things
-    if config.get("bias", "none") != "none":
-        yield f"has bias {config['bias']!r}; biases are outside s B A, train with bias='none'"
+    base = dict(beyond_base(config))
+    if "bias" in base:
+        yield f"has bias {config['bias']!r}; {base['bias']}, train with bias='none'"
     for key in ("r", "lora_alpha"):
         if not _is_number(config.get(key), positive=key == "r"):
             yield f"has {key} {config.get(key)!r} in {CONFIG_FILE}, expected a number; save it again"
@@ -109,7 +128,7 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
     for key in _OF_MODULES:
         if not _names_modules(config.get(key)):
             yield f"has {key} {config[key]!r} in {CONFIG_FILE}, expected names of modules, or a pattern; save it again"
-    if config.get("task_type") not in _WRITERS:
+    if not is_of_writer(config.get("task_type")):
         yield (
             f"has task_type {config['task_type']!r} in {CONFIG_FILE}, expected CAUSAL_LM or SEQ_2_SEQ_LM: it was "
             "trained for a model that writes no text; give a policy"
@@ -117,17 +136,13 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
     for key in ("base_model_name_or_path", "revision"):
         if not isinstance(config.get(key), str | None):
             yield f"has {key} {config[key]!r} in {CONFIG_FILE}, expected a name; save it again"
-    name = config.get("init_lora_weights", True)
-    initialisation = name.lower() if isinstance(name, str) else name
-    if initialisation == "loftq":
+    if "init_lora_weights" in base:
+        name = config["init_lora_weights"]
+        quantised = isinstance(name, str) and name.lower() == "loftq"
+        way_out = WAY_OUT if quantised else "convert it with PEFT's path_initial_model_for_weight_conversion"
         yield (
-            "has init_lora_weights 'loftq', which puts the error of a quantised base into the factors, so s B A is not "
-            f"its difference to the SFT model; {WAY_OUT}"
-        )
-    elif initialisation not in _PLAIN_INITIALISATIONS:
-        yield (
-            f"has init_lora_weights {name!r}, which changes the base weights, so s B A is not its difference to the "
-            "SFT model; convert it with PEFT's path_initial_model_for_weight_conversion"
+            f"has init_lora_weights {name!r}, which {base['init_lora_weights']}, so s B A is not its difference to the "
+            f"SFT model; {way_out}"
         )
     for key, reason in beyond_factors(config):
         yield f"sets {key} in {CONFIG_FILE}: {reason}; {WAY_OUT}"

@@ -1,0 +1,111 @@
+"""The rewards that `PPOTrainer` is given: read, checked, and in the form in which TRL calls them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from reward_models import Classifier, FunctionReward, RewardModel
+from reward_models.base import excerpt
+from rlhf_lines.errors import about
+from rlhf_lines.scoring import Asked, score
+from rlhf_lines.task_rewards import RewardEntry, check_names, check_some, check_weights, load_reward_models
+from rlhf_lines.train.ppo_config import PPOConfig
+
+
+Reward = RewardModel | Callable[..., Any] | str
+
+# What TRL gives a reward function beside the columns of the data.
+_OF_RUN = ("completion_ids", "trainer_state", "log_extra", "log_metric")
+
+
+def given_rewards(given: object, args: PPOConfig, sets: Sequence[str] = ()) -> list[RewardModel]:
+    """The reward models that stand for what a user gives: such models, functions, and texts as a config has them.
+
+    Args:
+        given: one, or a list of them.
+        args: settings of the run.
+        sets: the names of the data sets of an evaluation, where there are several.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ValueError: there is none, one cannot be taken, two have one name, or `reward_weights` or
+            `metric_for_best_model` does not fit them.
+    """
+    items = list(given) if isinstance(given, list | tuple) else [given]
+    check_some(items)
+    found = [_reward(item, trust_remote_code=args.trust_remote_code) for item in items]
+    names = [model.name for model in found]
+    check_names(names)
+    args.check_metric(names, sets)
+    if args.reward_weights is not None:
+        check_weights(args.reward_weights, len(found))
+    return found
+
+
+def check_shown(models: Sequence[RewardModel], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Stop where a reward model cannot read what it would be shown of rows.
+
+    Args:
+        models: the reward models.
+        rows: of the data.
+
+    Raises:
+        ValueError: a row has no prompt, a model reads texts and the prompt is a conversation, or a function asks for
+            what the data has not.
+    """
+    for row in rows:
+        _check_row(models, row)
+
+
+def _check_row(models: Sequence[RewardModel], row: Mapping[str, Any]) -> None:
+    if "prompt" not in row:
+        raise ValueError(f"the data has the columns {', '.join(sorted(row))}, expected a column prompt: rename one")
+    with about("the column columns of the data, which is a JSON text of further columns, cannot be read"):
+        asked = Asked.of(row)
+    for model in models:
+        if not isinstance(asked.text, str) and not getattr(model, "reads_turns", False):
+            reads_chat = {
+                FunctionReward: "make it FunctionReward(function, template='chat'), which is given turns, or ",
+                Classifier: "load it with template='chat', or ",
+            }
+            raise ValueError(
+                f"reward {model.name!r} reads texts, but the data has the prompt {excerpt(asked.text)}: "
+                f"{reads_chat.get(type(model), '')}add a column scored_prompt of texts"
+            )
+        if isinstance(model, FunctionReward):
+            model.check_form([*asked.columns, *_OF_RUN])
+
+
+def reward_function(reward_model: RewardModel) -> Callable[..., list[float]]:
+    """A reward function of TRL's form, which stops at a score that is no number.
+
+    Columns of the data say what reward models are shown in place of the policy's prompt; see `scoring.Asked`.
+    """
+
+    def scored(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **of_rows):
+        rows = [{name: of_rows[name][i] for name in of_rows} | {"prompt": text} for i, text in enumerate(prompts)]
+        of_run = {"trainer_state": trainer_state, "log_extra": log_extra, "log_metric": log_metric}
+        return score(reward_model, [Asked.of(row) for row in rows], completions, completion_ids, **of_run)
+
+    scored.__name__ = reward_model.name
+    return scored
+
+
+def _reward(item: object, *, trust_remote_code: bool) -> RewardModel:
+    """What one item stands for; a model of torch is also callable, and one of ours need not be."""
+    if isinstance(item, str):
+        return load_reward_models([RewardEntry(item)], trust_remote_code=trust_remote_code)[0]
+    if isinstance(item, RewardModel):
+        return item
+    if callable(item) and not isinstance(item, nn.Module | type):
+        plain = item.func if isinstance(item, functools.partial) else item
+        return FunctionReward(item, name=getattr(plain, "__name__", type(plain).__name__))
+    hint = ", as reward_models.load or Classifier.from_pretrained make one of its folder" * isinstance(item, nn.Module)
+    raise ValueError(
+        f"reward_models holds {excerpt(item)}, expected reward models{hint}: objects with a name and a method score, "
+        "functions, or texts such as rule:length"
+    )
