@@ -84,6 +84,13 @@ def distinct(scalings: Sequence[Scaling]) -> list[Scaling]:
     return list(found.values())
 
 
+def growth_given(
+    scalings: Sequence[Scaling], betas: Sequence[float], schedules: Sequence[str]
+) -> list[tuple[float, str]]:
+    """Every beta with its schedule, of the list or of the grid, as they are given: also what makes no further merge."""
+    return [(scaling.beta, scaling.schedule) for scaling in scalings] or [*itertools.product(betas, schedules)]
+
+
 def scaling_problems(
     scalings: Sequence[Scaling],
     alphas: Sequence[Alpha],

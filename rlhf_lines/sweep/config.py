@@ -24,6 +24,7 @@ from rlhf_lines.sweep.choices import (
     grid,
     grid_problems,
     group_problems,
+    growth_given,
     profile_problems,
     read_alpha,
     read_weights,
@@ -308,12 +309,11 @@ class SweepConfig(CompletionConfig):
                 f"{' and '.join(names)} {'have' if len(names) > 1 else 'has'} no effect: no group has several scalings "
                 "to choose from, and there is no limit to keep"
             )
-        lines = ((scaling.beta, scaling.schedule) for scaling in self.candidates)
-        found += schedules_without_effect(lines)
+        found += schedules_without_effect(growth_given(self.scalings, self.betas, self.schedules))
         for entry in self.groups:
             if entry.router is None:  # its scaling is the router's
-                scalings = ((scaling.beta, scaling.schedule) for scaling in entry.candidates(()))
-                found += [f"groups: {entry.name}: {sentence}" for sentence in schedules_without_effect(scalings)]
+                growth = growth_given(entry.scalings, entry.betas or [entry.beta], entry.schedules or [entry.schedule])
+                found += [f"groups: {entry.name}: {sentence}" for sentence in schedules_without_effect(growth)]
         return found
 
     @property
