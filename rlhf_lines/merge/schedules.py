@@ -40,17 +40,16 @@ GROWING, FALLING = ([name for name, entry in SCHEDULES.items() if entry.falls ==
 
 
 def schedules_without_effect(scalings: Iterable[tuple[float, str]]) -> Iterator[str]:
-    """Sentences on the schedules that shape nothing: beside each of them beta is always 0.
+    """Sentences on the schedules that shape nothing, since beta is always 0.
 
-    >>> list(schedules_without_effect([(0.0, "sqrt"), (1.0, "linear")]))
+    >>> list(schedules_without_effect([(0.0, "sqrt"), (0.0, "linear")]))
     ['schedule sqrt has no effect: beta is 0, so every layer has the factor alpha']
 
     Args:
         scalings: beta and schedule of each; linear is what a schedule is that is not given.
     """
-    betas: dict[str, list[float]] = {}
-    for beta, schedule in scalings:
-        betas.setdefault(schedule, []).append(beta)
-    for schedule, beside in betas.items():
-        if schedule != "linear" and not any(beside):
-            yield f"schedule {schedule} has no effect: beta is 0, so every layer has the factor alpha"
+    betas, schedules = zip(*scalings, strict=True)
+    if not any(betas):
+        for schedule in dict.fromkeys(schedules):
+            if schedule != "linear":
+                yield f"schedule {schedule} has no effect: beta is 0, so every layer has the factor alpha"

@@ -104,7 +104,7 @@ def build_front(
     audit: Audit | None = None,
     benchmarks: Mapping[str, Benchmark] | None = None,
     prompt_ids: Sequence[int] = (),
-    answers: Collection[str] = (),
+    answers: Collection[str] | None = None,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> Front:
@@ -134,7 +134,8 @@ def build_front(
         audit: the signatures of the policies.
         benchmarks: how the points were asked what their `results` are of.
         prompt_ids: of the P prompts in the run store; left out, their numbers from 0.
-        answers: names of the scores of which every single one is 0 or 1, before samples are averaged.
+        answers: names of the scores of which every single one is 0 or 1, before samples are averaged; left out, those
+            of a point whose means are.
         resamples: number of bootstrap resamples.
         confidence: coverage of all intervals.
 
@@ -266,7 +267,7 @@ def measure_point(
     *,
     further: Sequence[str] = (),
     asked: Sequence[str] = (),
-    answers: Collection[str] = (),
+    answers: Collection[str] | None = None,
 ) -> Measured:
     """What was measured of a point, with intervals over its prompts.
 
@@ -278,7 +279,7 @@ def measure_point(
         resampling: of the prompts.
         further: names of what else other points have; null where this one has it not.
         asked: metrics of the benchmarks that points were asked; null where this one was not.
-        answers: names of the scores of which every single one is 0 or 1.
+        answers: names of the scores of which every single one is 0 or 1; left out, those whose means are.
 
     Raises:
         ValueError: a metric has another shape than the scores, or is not finite.

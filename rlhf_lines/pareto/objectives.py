@@ -6,17 +6,17 @@ import math
 from collections.abc import Iterable, Sequence
 
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.pareto.schema import METRICS
+from rlhf_lines.pareto.schema import BESIDE, METRICS
 
 
 def check_score_names(names: Sequence[str]) -> None:
     """Refuse a score whose name `front.json` has for something else.
 
     Raises:
-        ValueError: a name is one of `METRICS`.
+        ValueError: a name is one of `METRICS` or `BESIDE`.
     """
     for name in names:
-        if name in METRICS:
+        if name in (*METRICS, *BESIDE):
             raise ValueError(
                 f"a reward has the name {name}, which is what a front calls something else that it measures: give it "
                 'another name, as in {"model": ..., "name": ...}'

@@ -17,6 +17,7 @@ from rlhf_lines.pareto.benchmarks import benchmark_metrics
 from rlhf_lines.pareto.measures import nondominated
 from rlhf_lines.pareto.origin import is_routed, weights_text
 from rlhf_lines.pareto.schema import (
+    BESIDE,
     BY_OBJECTIVE,
     CONTROLS,
     WORDS,
@@ -36,7 +37,6 @@ AS_COUNTED = {"raw": "scores in their own units", "range": "each score as a shar
 SCALES = tuple(AS_COUNTED)
 NO_ONE_MERGE = "a router gives every prompt weights of its own for this preference, so no one merge is this policy"
 LARGEST = 1e100  # of a preference: times a score, or over a range, it is still a number
-BESIDE = ("kl", "perplexity")  # what a point has a mean of beside its scores and metrics
 DAMAGE = ("share_empty", "share_cut", "repetition", "perplexity")  # of which more is never better
 LOST, ASKED = 3, 60  # how many of the prompts that lost most are told, and how many characters of each
 
@@ -155,7 +155,8 @@ def pick(
     for name in (*(minimum or ()), *(maximum or ()), *factors):
         if name not in names:
             raise ValueError(unknown_name("score", name, names))
-    if maximize in DAMAGE or maximize in (name for name, better in benchmark_metrics(front).items() if better is False):
+    damage = {*DAMAGE, *(name for name, better in benchmark_metrics(front).items() if better is False)}
+    if maximize in damage.difference(objectives):  # an earlier version took any name for a score
         raise ValueError(f"maximize is {maximize}, of which more is worse: minimize it (--minimize {maximize})")
     candidates, left_out = _of_groups(front, group)
     candidates = _within_kl(candidates, max_kl)

@@ -36,7 +36,9 @@ class Resampling:
         """That of one column."""
         return self.means({"": column})[""]
 
-    def scores(self, columns: Mapping[str, NDArray[np.float64]], *, answers: Collection[str] = ()) -> dict[str, Mean]:
+    def scores(
+        self, columns: Mapping[str, NDArray[np.float64]], *, answers: Collection[str] | None = None
+    ) -> dict[str, Mean]:
         """The mean of each column `[P]` of scores, with an interval that holds, or none.
 
         Resamples of a score that most prompts have alike are too much alike, and hold too little. Where all scores are
@@ -45,11 +47,12 @@ class Resampling:
 
         Args:
             columns: by name, the mean score of each prompt.
-            answers: names of the scores of which every single one is 0 or 1. Means over several samples do not show it.
+            answers: names of the scores of which every single one, at whatever point, is 0 or 1. Left out, it is those
+                whose columns are: means over several samples do not show it, nor does a single point.
         """
         found = self.means(columns)
         for name, column in columns.items():
-            is_answers = name in answers or bool(np.isin(column, (0.0, 1.0)).all())
+            is_answers = bool(np.isin(column, (0.0, 1.0)).all()) if answers is None else name in answers
             at_end = max(np.mean(column == 0.0), np.mean(column == 1.0)) > 0.5
             if is_answers or (at_end and column.min() >= 0.0 and column.max() <= 1.0):
                 found |= self.shares({name: column}, answers=is_answers)

@@ -25,6 +25,7 @@ ADDED = ("benchmarks", "points[].benchmark_changes")  # to format 1: an earlier 
 # What is measured of completions without a reward model. A score cannot have one of these names.
 BY_OBJECTIVE = ("length_correlation", "at_matched_length")  # no mean, but one of each objective by its name
 METRICS = ("tokens", "share_empty", "share_cut", "repetition", "distinct", "win_rate", *BY_OBJECTIVE, "log_ratio")
+BESIDE = ("kl", "perplexity")  # likewise; a point has them beside its scores and metrics
 # What people read for a measure, by its name here; the others have no other name.
 WORDS = {
     "kl": "KL",

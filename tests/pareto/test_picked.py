@@ -5,6 +5,7 @@ The printed command is read by the project's own parser, and gives back the spec
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -405,6 +406,12 @@ def test_damage_is_not_maximized(many, name):
     assert (
         pick(many, minimum={"a": 0.0}, minimize=name).point["id"] in pick(many, minimum={"a": 0.0}, maximize="b").among
     )
+
+
+def test_a_score_of_an_earlier_run_may_have_the_name_of_damage():
+    front = front_of([[0.0, 1.0], [0.0, 2.0], [3.0, 1.5]])
+    renamed = json.loads(json.dumps(front).replace('"r1"', '"perplexity"'))
+    assert pick_point(renamed, minimum={"r2": 1.0}, maximize="perplexity")["id"] == 12
 
 
 def test_the_scale_counts_in_units_of_the_range(many):

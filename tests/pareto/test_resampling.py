@@ -62,6 +62,14 @@ def test_means_of_answers_over_samples_have_one_interval_whatever_the_share(shar
         assert found["other"] == resampled != found["correct"]
 
 
+def test_a_point_whose_scores_happen_to_be_0_and_1_has_the_interval_of_the_others():
+    """Of a score that may be -1, too: a single point does not show it, the run does."""
+    values = np.random.default_rng(5).binomial(1, 0.5, size=60).astype(float)
+    found, resampled = RESAMPLING.scores({"": values}, answers=[])[""], RESAMPLING.means({"": values})[""]
+    assert found == resampled != RESAMPLING.scores({"": values})[""]
+    assert interval(values) == pytest.approx(agresti_coull(values), rel=1e-9)
+
+
 @pytest.mark.parametrize(
     "values", [column([0.3] * 9, -1.0), column([1.5]), column([0.3], 0.5), column([], 7.0), column([-0.1] * 9)]
 )

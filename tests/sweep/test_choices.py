@@ -463,7 +463,8 @@ NO_CHOICE = "no effect: no group has several scalings to choose from, and there 
         (ONE | {"validation_prompts": 9, "groups": [{"name": "t", "rule": "ties", "alphas": [1, 2]}]}, []),
         ({"betas": [0], "schedules": ["linear", "sqrt"]}, [IDLE.format("sqrt")]),
         ({"betas": [0, 1], "schedules": ["linear", "sqrt"]}, []),
-        ({"scalings": ["1 0 sqrt", "1 1", "1 0 quadratic", "1 1 quadratic"]}, [IDLE.format("sqrt")]),
+        ({"scalings": ["1 0 sqrt", "2 0 quadratic"]}, [IDLE.format("sqrt"), IDLE.format("quadratic")]),
+        ({"scalings": ["1 0 sqrt", "1 1"]}, []),  # beyond the edge of beta 0 it shapes the next candidate
         (
             {"groups": [{"name": "t", "alpha": 1, "schedule": "sqrt"}, {"name": "u", "betas": [0, 1]}]},
             [f"groups: t: {IDLE.format('sqrt')}"],

@@ -45,6 +45,8 @@ def test_a_front_of_one_reward_with_the_other_beside_it(flags, rewards, tmp_path
         ({"objectives": ["early"], "reference_point": ["nan"]}, "reference_point is nan, expected one finite number"),
         ({"rewards": ["tiny_rewards:short", '{"model": "tiny_rewards:early", "name": "win_rate"}']},
          "a reward has the name win_rate, which is what a front calls something else"),
+        ({"rewards": ["tiny_rewards:short", '{"model": "tiny_rewards:early", "name": "kl"}']},
+         "a reward has the name kl, which is what a front calls something else"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_the_work(flags, tmp_path, capsys, changes, words):
