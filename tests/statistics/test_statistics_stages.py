@@ -142,7 +142,7 @@ def test_what_exists_is_kept_or_replaced_as_asked(folder, flags, capsys, verb):
     first = made(verb, flags())
     before = everything(folder / "out")
     assert "exists" in refused(capsys, folder, [verb, *flags(seed=1)])
-    assert "was made with seed" in refused(capsys, folder, [verb, *flags(seed=1), "--resume"])
+    assert "was made without seed, now it is 1" in refused(capsys, folder, [verb, *flags(seed=1), "--resume"])
     assert made(verb, [*flags(), "--resume"]) == first and everything(folder / "out") == before
     path = Path("lora/adapter_config.json")
     config = path.read_text()

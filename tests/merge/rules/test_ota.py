@@ -135,7 +135,7 @@ def test_parameters_without_moments_get_the_weighted_mean_unmasked():
         ({"add": -1e-8}, "add is -1e-08, expected a number at least 0"),
         ({"density": 40}, "density is 40, expected a number between 0 and 1"),
         ({"density": 0.4, "thresholds": 1e-8}, "density is 0.4 and thresholds are 1e-08, which say the same: keep one"),
-        ({"thresholds": [1e-8]}, "1 thresholds for 3 residuals; give one number, or one per residual"),
+        ({"thresholds": [1e-8]}, "1 threshold for 3 residuals; give one number, or one per residual"),
         ({"thresholds": [1e-8, -1, 0]}, "a threshold is -1, expected a number at least 0"),
         ({"rank1": "yes"}, "rank1 is 'yes', expected true or false"),
         ({"weights": [1, -1, 1]}, "rule 'ota' is a weighted mean and needs weights of at least 0"),
