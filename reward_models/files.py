@@ -1,4 +1,4 @@
-"""Files of models that are not what their names say: a pointer of Git LFS, or a damaged tokenizer."""
+"""Files of models that are not what their names say: a pointer of Git LFS, or a damaged or too new tokenizer."""
 
 from __future__ import annotations
 
@@ -45,30 +45,41 @@ def open_tokenizer(source: str | Path, **settings: Any) -> Any:
     """The tokenizer of a folder or of the Hub, as `AutoTokenizer.from_pretrained` loads it.
 
     Raises:
-        ValueError: a file of the folder is damaged; the library says neither that nor which. Anything else is what the
-            library raises.
+        ValueError: a file of the folder is damaged, or too new; the library says neither that nor which. Anything else
+            is what the library raises.
     """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(source, **settings)
     except Exception:
-        _refuse_damaged(Path(source))
+        _refuse_unreadable(Path(source))
         raise
 
 
-def _refuse_damaged(folder: Path) -> None:
-    from tokenizers import Tokenizer
-
+def _refuse_unreadable(folder: Path) -> None:
     for name in ("tokenizer.json", *SETTINGS):
         path = folder / name
         if not path.is_file():
             continue
         refuse_pointer(path)
         try:
-            if name not in SETTINGS:
-                Tokenizer.from_file(str(path))
-            elif not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-                raise TypeError("no JSON object")
-        except Exception as error:  # the tokenizers library raises plain ones
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                raise ValueError("no JSON object")
+        except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}): copy it again from where it is whole") from error
+        if name not in SETTINGS:
+            _refuse_unknown(path)
+
+
+def _refuse_unknown(path: Path) -> None:
+    """Stop where the tokenizers library does not know what a JSON object says."""
+    import tokenizers
+
+    try:
+        tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain ones
+        raise ValueError(
+            f"{path} cannot be read by tokenizers {tokenizers.__version__} ({error}): it was written by a newer "
+            "version, so update tokenizers, or it is damaged, so copy it again from where it is whole"
+        ) from error

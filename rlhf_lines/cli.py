@@ -452,14 +452,18 @@ def _pick(options: argparse.Namespace) -> None:
     if options.scale is not None and options.preference is None:
         raise ValueError(f"scale is {options.scale}, but it belongs to a preference; give --preference W W ...")
     bounds = {"minimum": _bounds("--min", options.min), "maximum": _bounds("--max", options.max)}
-    from rlhf_lines.pareto import named_elsewhere, pick, picked_text, read_front
+    from rlhf_lines.pareto import named_elsewhere, pick, picked_text
     from rlhf_lines.serve.mixed import mix_of_point
 
+    if stored := (Path(options.run_dir) / RUN_STORE).is_file():
+        from rlhf_lines.sweep.finished.front import front_of as read_front
+    else:
+        from rlhf_lines.pareto import read_front
     front = read_front(options.run_dir)
     names = ("preference", "scale", "maximize", "minimize", "group", "max_kl", "point")
     picked = pick(front, **bounds, **{name: getattr(options, name) for name in names})
     known = {"mix": mix_of_point(front, picked.point), "elsewhere": named_elsewhere(front, picked.point)}
-    if (Path(options.run_dir) / RUN_STORE).is_file():
+    if stored:
         from rlhf_lines.sweep.finished.behaviour import lost_prompts
         from rlhf_lines.sweep.finished.worth import worth_of
 

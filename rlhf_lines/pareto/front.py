@@ -255,6 +255,7 @@ def build_front(
         "forgetting": forgetting,
         "audit": audit,
         "benchmarks": dict(benchmarks or {}),
+        "answers": list(answers),
     }
 
 

@@ -21,7 +21,8 @@ from rlhf_lines.artifact import write_whole
 
 FORMAT = 1
 FILE_NAME = "front.json"
-ADDED = ("benchmarks", "points[].benchmark_changes")  # to format 1: an earlier version asked no benchmarks
+# To format 1: an earlier version asked no benchmarks, and told answers by means over samples.
+ADDED = ("benchmarks", "points[].benchmark_changes", "answers")
 # What is measured of completions without a reward model. A score cannot have one of these names.
 BY_OBJECTIVE = ("length_correlation", "at_matched_length")  # no mean, but one of each objective by its name
 METRICS = ("tokens", "share_empty", "share_cut", "repetition", "distinct", "win_rate", *BY_OBJECTIVE, "log_ratio")
@@ -316,6 +317,7 @@ class Front(TypedDict):
     forgetting: Forgetting | None  # null where no texts outside the task were read
     audit: Audit | None  # null in runs of versions that made none
     benchmarks: dict[str, Benchmark]  # by the name under which they were asked for; empty where none were
+    answers: list[str] | None  # the scores of which every single one is 0 or 1; null in files of earlier versions
 
 
 def write_front(folder: str | Path, front: Front) -> Path:
@@ -361,6 +363,7 @@ def read_front(folder: str | Path) -> Front:
         if problem == "wrong":
             raise ValueError(f"{path} has a wrong value for {key}; make it again with: {remedy}")
     front.setdefault("benchmarks", {})
+    front.setdefault("answers", None)
     for point in front["points"]:
         point.setdefault("benchmark_changes", {})
     return front

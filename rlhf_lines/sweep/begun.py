@@ -50,7 +50,8 @@ def check_begun(
         output_dir: the folder that it was to make.
         kept: what both must share, `inputs_sha256` among it.
         what: the run, as in `the sweep`.
-        further: looks at the store of a run of the same settings and inputs, before the rest of `kept` is compared.
+        further: looks at the store of a run of the same settings and inputs, before the rest of `kept` is compared:
+            what the reward models are, and the candidates, which follow from settings in another way in each version.
 
     Raises:
         ValueError: it was; what has changed is named.
@@ -58,7 +59,7 @@ def check_begun(
     partial = partial_folder(output_dir)
     if not has_begun(partial):
         return
-    settings = {key: kept[key] for key in kept if key != "reward_models" and "sha256" not in key}
+    settings = {key: kept[key] for key in kept if key not in ("reward_models", "candidates") and "sha256" not in key}
     with Store(partial, reading=True) as store:
         store.check(**settings)
         way_out = "restore it, or start again with --overwrite in place of --resume"

@@ -21,6 +21,7 @@ from rlhf_lines.merge.outliers import two_policies, unlike_policies
 from rlhf_lines.models import checkpoint_end_token_ids
 from rlhf_lines.pareto.schema import SEARCHED
 from rlhf_lines.sweep.begun import check_begun, refuse_begun
+from rlhf_lines.sweep.choices import Scaling, distinct
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
 from rlhf_lines.sweep.finished.behaviour import stopped_at_length
@@ -124,7 +125,9 @@ def inputs(run_config: RunConfig, data_config: DataConfig, config: SweepConfig) 
 
 def _refuse_earlier(config: SweepConfig, store: Store) -> None:
     """Stop where a version that took alpha 1 where it was left out, or told schedules of beta 0 apart, has begun it."""
-    if any(not spec.beta and spec.schedule != "linear" for spec in store.specs().values()):
+    sampled = any(not spec.beta and spec.schedule != "linear" for spec in store.specs().values())
+    tried = [[Scaling(*scaling) for scaling in group] for group in store.recall("candidates", {}).values()]
+    if sampled or any(distinct(group) != group for group in tried):
         raise ValueError(
             f"the sweep into {config.output_dir} was begun by a version that sampled merges with beta 0 once for every "
             "schedule, and this one samples them once: start again with --overwrite in place of --resume, or into "

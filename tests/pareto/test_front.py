@@ -44,7 +44,7 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
     assert set(front) == {
         *("format", "rewards", "split", "reference_point", "reference_point_rule", "seed", "resamples", "confidence"),
         *("points", "fronts", "comparisons", "ideal_point", "utility_rule", "objectives", "metrics", "not_compared"),
-        *("sft_model", "policies", "validation", "surrogate", "forgetting", "audit", "benchmarks"),
+        *("sft_model", "policies", "validation", "surrogate", "forgetting", "audit", "benchmarks", "answers"),
     }
     assert (front["format"], front["rewards"], front["split"], front["seed"]) == (1, ["a", "b"], "test", 7)
     assert front["reference_point_rule"] == REFERENCE_POINT_RULE
@@ -379,11 +379,11 @@ def test_what_an_earlier_version_did_not_write_is_empty(make_points, tmp_path):
     front = front_of(make_points())
     write_front(tmp_path, front)
     earlier = json.loads((tmp_path / "front.json").read_text())
-    del earlier["benchmarks"]
+    del earlier["benchmarks"], earlier["answers"]
     for point in earlier["points"]:
         del point["benchmark_changes"]
     write_front(tmp_path, earlier)
-    assert read_front(tmp_path) == front
+    assert front["answers"] == [] and read_front(tmp_path) == {**front, "answers": None}
 
 
 def test_a_front_that_cannot_be_written_leaves_the_old_one(make_points, tmp_path):

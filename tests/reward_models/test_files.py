@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 from peft import LoraConfig
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -84,21 +86,47 @@ def test_a_pointer_in_a_reward_model_is_named(tmp_path, name):
         assert str(caught.value) == said
 
 
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of three words, which can be loaded."""
+    whole = Tokenizer(WordLevel({"<eos>": 0, "a": 1, "b": 2}, unk_token="<eos>"))
+    PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="<eos>").save_pretrained(folder)
+    assert len(load_tokenizer(folder)) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model": {"type": "of tomorrow"}}, "did not match any variant of untagged enum"),
+        ({"version": "2.0"}, "Unknown tokenizer version '2.0'"),
+    ],
+)
+def test_a_tokenizer_that_the_library_is_too_old_for_is_not_called_damaged(tmp_path, change, reason):
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError) as caught:
+        load_tokenizer(tmp_path)
+    said = str(caught.value)
+    assert said.startswith(f"{path} cannot be read by tokenizers {tokenizers.__version__} (") and reason in said
+    assert said.endswith(
+        "): it was written by a newer version, so update tokenizers, or it is damaged, so copy it again from where it "
+        "is whole"
+    )
+
+
 @pytest.mark.parametrize(
     ("file", "change", "reason"),
     [
-        ("tokenizer.json", lambda text: text[:99], "EOF while parsing"),
-        ("tokenizer.json", lambda text: "", "EOF while parsing"),
-        ("tokenizer.json", lambda text: "{}", "Model missing"),
+        ("tokenizer.json", lambda text: text[:99], "Expecting ':' delimiter"),
+        ("tokenizer.json", lambda text: "", "Expecting value"),
+        ("tokenizer.json", lambda text: "[]", "no JSON object"),
         ("tokenizer_config.json", lambda text: text[:20], "Unterminated string"),
         ("tokenizer_config.json", lambda text: "[]", "no JSON object"),
     ],
-    ids=["cut off", "empty", "without a model", "settings cut off", "settings of another kind"],
+    ids=["cut off", "empty", "of another kind", "settings cut off", "settings of another kind"],
 )
 def test_a_damaged_tokenizer_is_named(tmp_path, file, change, reason):
-    whole = Tokenizer(WordLevel({"<eos>": 0, "a": 1, "b": 2}, unk_token="<eos>"))
-    PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="<eos>").save_pretrained(tmp_path)
-    assert len(load_tokenizer(tmp_path)) == 3
+    write_tokenizer(tmp_path)
     path = tmp_path / file
     path.write_text(change(path.read_text()))
     with pytest.raises(ValueError) as caught:

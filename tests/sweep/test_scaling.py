@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rlhf_lines import cli
+from rlhf_lines.artifact import partial_folder
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto.schema import faults, label
 from rlhf_lines.stages import run_stage
 from rlhf_lines.summary import summary
+from rlhf_lines.sweep.begun import check_begun
+from rlhf_lines.sweep.choices import Scaling, grid
 from rlhf_lines.sweep.run import _refuse_earlier
 from rlhf_lines.sweep.store import Store
 from tests.sweep.of_a_run import area, assert_same_store, means_by_hand, read, strict_json
@@ -183,8 +188,6 @@ def test_a_sweep_of_a_version_that_took_alpha_1_is_not_gone_on_with(flags, rewar
     """Its points of the group would stand among those of the alpha that is chosen now."""
     import sqlite3
 
-    from rlhf_lines.artifact import partial_folder
-
     changes = {**SMALL, "groups": [json.dumps({"name": "plain", "rule": "sum"})]}
     rewards.FAIL_AT, rewards.ERROR = 3, KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
@@ -208,6 +211,41 @@ def test_a_sweep_of_a_version_that_told_schedules_of_beta_0_apart_is_not_gone_on
         store.add_points("validation", "lines", [MergeSpec("linear", (1.0, 0.0), 0.5, 0.0, "sqrt")])
         with pytest.raises(ValueError, match=r"merges with beta 0 once for every schedule.* --reuse sweep, which"):
             _refuse_earlier(config, store)
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_such_a_sweep_is_told_so_before_its_candidates_are_compared(tmp_path, sampled):
+    """They differ, too: each merge was a candidate once for every schedule."""
+    config = SimpleNamespace(output_dir=str(tmp_path / "sweep"), tuned=[])
+    before = [Scaling(*scaling) for scaling in itertools.product((1.0,), (0.0, 0.5), ("linear", "sqrt"))]
+    now = {"alphas": [1.0], "inputs_sha256": {}, "candidates": {"lines": grid((1.0,), (0.0, 0.5), ("linear", "sqrt"))}}
+    partial_folder(config.output_dir).mkdir()
+    with Store(partial_folder(config.output_dir)) as store:
+        store.remember(alphas=[1.0], inputs_sha256={}, candidates={"lines": before})
+        if sampled:
+            store.add_points("validation", "lines", [MergeSpec("linear", (1.0, 0.0), *before[1])])
+
+    def check(**changes):
+        further = partial(_refuse_earlier, config)
+        check_begun(config.output_dir, now | changes, what="the sweep", further=further)
+
+    with pytest.raises(ValueError, match=r"merges with beta 0 once for every schedule.* --reuse .*sweep, which"):
+        check()
+    with pytest.raises(ValueError, match=r"had alphas \[1.0\], now it is \[2.0\]"):  # its own settings come first
+        check(alphas=[2.0])
+
+
+def test_other_candidates_of_a_stopped_sweep_are_told(tmp_path):
+    """Also without anything of an earlier version; and a candidate may be given with a schedule beside beta 0."""
+    config = SimpleNamespace(output_dir=str(tmp_path / "sweep"), tuned=[])
+    kept = {"inputs_sha256": {}, "candidates": {"lines": [Scaling(1.0, 0.0, "sqrt"), Scaling(1.0, 0.5)]}}
+    partial_folder(config.output_dir).mkdir()
+    with Store(partial_folder(config.output_dir)) as store:
+        store.remember(**kept)
+    further = partial(_refuse_earlier, config)
+    check_begun(config.output_dir, kept, what="the sweep", further=further)
+    with pytest.raises(ValueError, match="the run to be resumed had candidates"):
+        check_begun(config.output_dir, kept | {"candidates": {"lines": []}}, what="the sweep", further=further)
 
 
 # --- beyond the edge ---

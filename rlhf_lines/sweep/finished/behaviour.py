@@ -6,15 +6,16 @@ import contextlib
 import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_lines.completions import completion_texts
+from rlhf_lines.completions import StopTexts, completion_texts
 from rlhf_lines.data.templates import said
 from rlhf_lines.models import is_here, load_tokenizer, local_folder
 from rlhf_lines.pareto.behaviour import Behaviour
 from rlhf_lines.pareto.schema import Front, PointEntry
-from rlhf_lines.sweep.store import Row, Store, StoredPrompt
+from rlhf_lines.sweep.store import PAGE, Row, Store, StoredPrompt
 
 
 if TYPE_CHECKING:
@@ -48,20 +49,28 @@ def end_tokens(store: Store) -> set[int]:
     return store.last_tokens(shorter_than=store.recall("max_new_tokens", 0)) if known is None else set(known)
 
 
-def stopped_at_length(store: Store, tokenizer: PreTrainedTokenizerBase) -> list[Key]:
+def stopped_at_length(store: Store, tokenizer: PreTrainedTokenizerBase) -> list[Key] | None:
     """The completions of the longest length that one of the texts of `stop` ended: their tokens say more than is kept.
+
+    None where the tokens of some completion do not read as its text: the run had another tokenizer, and nothing is
+    known. A page of completions is in memory at a time.
 
     Args:
         store: of the run.
         tokenizer: the SFT model's.
     """
-    if not store.recall("stop", []):
+    stop = StopTexts(tokenizer, store.recall("stop", []))
+    if not stop:
         return []
     prompts = {number: text for split in store.splits() for number, (text, _) in store.prompts(split).items()}
-    rows = list(store.rows_of_length(store.recall("max_new_tokens")))
-    prompt_ids = {number: tokenizer(prompts[number])["input_ids"] for number in {row.prompt for row in rows}}
-    texts = completion_texts(tokenizer, [prompt_ids[row.prompt] for row in rows], [row.token_ids for row in rows])
-    return [row[:3] for row, text in zip(rows, texts, strict=True) if text != row.text]
+    prompt_ids = cache(lambda number: tokenizer(prompts[number])["input_ids"])
+    rows, found = store.rows_of_length(store.recall("max_new_tokens")), []
+    while page := list(itertools.islice(rows, PAGE)):
+        texts = completion_texts(tokenizer, [prompt_ids(row.prompt) for row in page], [row.token_ids for row in page])
+        if any(stop.cut(text) != row.text for row, text in zip(page, texts, strict=True)):
+            return None
+        found += [row[:3] for row, text in zip(page, texts, strict=True) if text != row.text]
+    return found
 
 
 def _stopped(store: Store) -> set[Key] | None:

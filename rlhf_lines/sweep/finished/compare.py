@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, write_record, write_whole
 from rlhf_lines.merge.rules.profile import KEYS, options_text
-from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.comparison import RunsFile, write_comparison
 from rlhf_lines.pareto.figures.comparison import plot_comparison
 from rlhf_lines.pareto.objectives import check_reference_point
@@ -20,6 +19,7 @@ from rlhf_lines.pareto.report.comparison import comparison_html
 from rlhf_lines.pareto.runs import RunScores, compare_runs
 from rlhf_lines.pareto.schema import Front
 from rlhf_lines.sweep.completion_config import SAMPLING
+from rlhf_lines.sweep.finished.front import front_of
 from rlhf_lines.sweep.store import open_finished
 
 
@@ -118,11 +118,11 @@ def read_sweep(folder: str | Path, name: str, side: str = "a", objectives: Seque
         objectives: the order of the scores, where the sweep has these objectives; None is the sweep's own.
 
     Raises:
-        FileNotFoundError: the folder holds no finished sweep, or no `front.json`.
-        ValueError: the two do not fit.
+        FileNotFoundError: the folder holds no finished sweep.
+        ValueError: its `front.json` and its run store do not fit.
     """
     with open_finished(folder) as store:
-        front = read_front(folder)
+        front = front_of(folder)
         split, own = front["split"], front["objectives"]
         objectives = objectives if objectives and sorted(objectives) == sorted(own) else own
         spec_of = {point.id: point.spec_id for point in store.points(split)}

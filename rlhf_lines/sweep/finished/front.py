@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +38,8 @@ from rlhf_lines.sweep.finished.behaviour import read_behaviour
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies
 from rlhf_lines.sweep.store import RUN_STORE, Store, StoredPoint, check_stage, open_finished
 
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".pdf")
 TABLE, POINTS = "table.tex", "front.csv"
@@ -80,13 +84,19 @@ def trace_front(
 def front_of(folder: str | Path) -> Front:
     """The front of a finished sweep, as `front.json` has it; where that is missing or of an older form, made anew.
 
+    One that can be read stays where there is no run store to make it from, or the folder may not be written.
+
     Raises:
         FileNotFoundError, ValueError: as `trace_front`.
     """
     try:
-        return read_front(folder)
+        front = read_front(folder)
     except (FileNotFoundError, ValueError):
         return trace_front(folder)
+    if front["answers"] is None and (Path(folder) / RUN_STORE).is_file() and os.access(folder, os.W_OK):
+        logger.info("front.json in %s is of an earlier version: it is made anew", folder)
+        return trace_front(folder, split=front["split"])
+    return front
 
 
 def objectives_of(store: Store) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.sweep.finished import behaviour
 from rlhf_lines.sweep.finished.behaviour import common_start, end_tokens, read_behaviour, stopped_at_length
 from rlhf_lines.sweep.store import Row, Store
 from tests import tiny
@@ -111,10 +112,36 @@ def test_what_a_stop_text_ended_at_the_longest_length_is_not_cut(with_stop):
         assert sft.cut.tolist() == [[0, 0], [1, 0], [0, 0]]
 
 
+def test_another_tokenizer_at_that_path_does_not_tell_what_a_stop_text_ended(with_stop, tmp_path):
+    """Of it every text is another: all of the longest length were taken for ended, and no completion for cut."""
+    store, _, _ = with_stop
+    other = tiny.character_tokenizer(" zyxwvutsrqponmlkjihgfedcba")
+    other.save_pretrained(tmp_path / "sft")
+    assert stopped_at_length(store, other) is None
+    assert all(each.cut is None for each in read_behaviour(store, "test", ["kind"]).values())
+
+
+def test_a_page_of_completions_is_decoded_at_a_time(with_stop, monkeypatch):
+    store, tokenizer, _ = with_stop
+    expected, decode = stopped_at_length(store, tokenizer), behaviour.completion_texts
+    pages = []
+
+    def counted(tokenizer, prompt_ids, completion_ids):
+        pages.append(len(completion_ids))
+        return decode(tokenizer, prompt_ids, completion_ids)
+
+    monkeypatch.setattr(behaviour, "completion_texts", counted)
+    monkeypatch.setattr(behaviour, "PAGE", 2)
+    assert len(expected) == 1 and stopped_at_length(store, tokenizer) == expected
+    assert pages == [2, 2, 1]
+    monkeypatch.setattr(behaviour, "PAGE", 1)
+    assert stopped_at_length(store, tokenizer) == expected
+
+
 def test_where_no_tokenizer_tells_what_a_stop_text_ended_no_share_is_cut(with_stop):
     store, _, _ = with_stop
     store.replace(sft_model="gone")
-    assert all(behaviour.cut is None for behaviour in read_behaviour(store, "test", ["kind"]).values())
+    assert all(each.cut is None for each in read_behaviour(store, "test", ["kind"]).values())
     store.replace(stop=[])
     assert read_behaviour(store, "test", ["kind"]).popitem()[1].cut.tolist() == [[1, 1], [0, 0], [1, 1]]
 
@@ -122,7 +149,7 @@ def test_where_no_tokenizer_tells_what_a_stop_text_ended_no_share_is_cut(with_st
 def test_where_the_longest_length_is_not_known_no_share_is_cut(store):
     with store._db as database:
         database.execute("DELETE FROM meta")
-    assert all(behaviour.cut is None for behaviour in read_behaviour(store, "test", ["kind"]).values())
+    assert all(each.cut is None for each in read_behaviour(store, "test", ["kind"]).values())
 
 
 def test_pick_tells_the_prompts_that_lost_most_as_the_store_has_them(tmp_path, capsys):
@@ -194,5 +221,5 @@ def test_a_score_that_is_missing_is_named(store):
 def test_scores_and_lengths_are_not_mixed_up_between_prompts(store):
     """The same rows in SQL."""
     rows = store._db.execute("SELECT spec, prompt, sample, tokens FROM completions WHERE prompt != 1 ORDER BY 1, 2, 3")
-    found = np.concatenate([behaviour.tokens.ravel() for behaviour in read_behaviour(store, "test", ["kind"]).values()])
+    found = np.concatenate([each.tokens.ravel() for each in read_behaviour(store, "test", ["kind"]).values()])
     assert found.tolist() == [row[3] for row in rows]

@@ -12,7 +12,7 @@ from rlhf_lines import cli
 from rlhf_lines.merge.outliers import two_policies
 from rlhf_lines.pareto.intervals import share_estimate
 from rlhf_lines.pareto.schema import faults, read_front
-from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.sweep.finished.front import front_of, trace_front
 from rlhf_lines.sweep.store import Store
 from tests.sweep.of_a_run import read, strict_json
 from tests.sweep.small_run import write_run
@@ -72,6 +72,47 @@ def printed(capsys, *arguments, status=0):
     assert cli.main([*map(str, arguments)]) == status
     out, err = capsys.readouterr()
     return out if status == 0 else err
+
+
+def of_an_earlier_version(run):
+    """What `front.json` has, once with a mean that no run store has; of a version that did not write `answers`."""
+    front = strict_json(run / "front.json")
+    earlier = json.loads(json.dumps(front))
+    del earlier["answers"]
+    earlier["points"][1]["metrics"]["tokens"]["mean"] = 99.5
+    (run / "front.json").write_text(json.dumps(earlier))
+    return front, earlier
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("verb", ["pick", "compare", "report"])
+def test_a_front_of_an_earlier_version_is_made_anew_by_what_reads_it(run, capsys, verb, tmp_path):
+    """What was mended since stood in an export of it, and not in these."""
+    front, _ = of_an_earlier_version(run)
+    other = shutil.copytree(run, tmp_path / "other")
+    more = {"pick": ["--point", "2"], "compare": [other, "--output_dir", tmp_path / "compared"], "report": []}
+    printed(capsys, verb, run, *more[verb])
+    assert strict_json(run / "front.json") == front
+    if verb == "compare":
+        assert strict_json(other / "front.json") == front
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_front_of_an_earlier_version_keeps_its_split(run):
+    validation = trace_front(run, split="validation")
+    of_an_earlier_version(run)
+    assert front_of(run) == validation == strict_json(run / "front.json")
+
+
+@pytest.mark.parametrize("why", ["no run store", "not to be written"])
+def test_a_front_of_an_earlier_version_that_cannot_be_made_anew_is_read(run, why, monkeypatch):
+    _, earlier = of_an_earlier_version(run)
+    if why == "no run store":
+        (run / "run.sqlite").unlink()
+    else:
+        monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert front_of(run) == {**earlier, "answers": None}
+    assert strict_json(run / "front.json") == earlier
 
 
 def test_objectives_are_set_and_set_back(run, capsys):
