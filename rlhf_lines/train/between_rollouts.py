@@ -1,4 +1,4 @@
-"""Checkpoints of PPO stand between two rollouts: the rest of one is not kept, so that another run would go on from it."""
+"""Checkpoints of PPO stand between two rollouts: the rest of one is not kept, so that another run would follow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def check_between_rollouts(checkpoint: str | Path, updates: int, max_steps: int,
     """
     step = read_json(Path(checkpoint) / TRAINER_STATE_NAME)["global_step"]
     if (step % updates or step < ends) and step < max_steps:
-        why = f"inside a rollout that ends with update {ends}" if step < ends else f"but a rollout has {updates} updates"
+        inside = f"inside a rollout that ends with update {ends}"
+        why = inside if step < ends else f"but a rollout has {updates} updates"
         raise ValueError(
             f"{checkpoint} is of update {step}, {why}, and a run goes on between two: take one of an earlier update "
             f"that is a multiple of {updates}, or the settings of its run (num_iterations, steps_per_generation, "

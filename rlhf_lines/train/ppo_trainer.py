@@ -73,7 +73,7 @@ from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.rewards import Reward, check_shown, given_rewards, reward_function
 from rlhf_lines.train.steady import distance, hold_steady, tolerance
 from rlhf_lines.train.told import ToldSettings
-from rlhf_lines.train.window import TOKENS, of_window
+from rlhf_lines.train.window import TOKENS, check_noted, of_window
 
 
 POLICY, VALUE = "default", "value"  # names of the adapters; PEFT gives the first
@@ -391,6 +391,7 @@ class PPOTrainer(
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         before = self._counts()
         self._scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        check_noted(self._pending_metrics, self.reward_func_names)
         self._newly_counted.update({name: count - before[name] for name, count in self._counts().items()})
         return self._scores
 
