@@ -54,8 +54,8 @@ def check_shown(models: Sequence[RewardModel], rows: Sequence[Mapping[str, Any]]
         rows: of the data.
 
     Raises:
-        ValueError: a row has no prompt, a model reads texts and the prompt is a conversation, or a function asks for
-            what the data has not.
+        ValueError: a row has no prompt, or a column of a name that is taken, a model reads texts and the prompt is a
+            conversation, or a function asks for what the data has not.
     """
     for row in rows:
         _check_row(models, row)
@@ -64,6 +64,11 @@ def check_shown(models: Sequence[RewardModel], rows: Sequence[Mapping[str, Any]]
 def _check_row(models: Sequence[RewardModel], row: Mapping[str, Any]) -> None:
     if "prompt" not in row:
         raise ValueError(f"the data has the columns {', '.join(sorted(row))}, expected a column prompt: rename one")
+    taken = [name for name in ("prompts", "completions", *_OF_RUN) if name in row]
+    if taken:
+        raise ValueError(
+            f"the data has the column {taken[0]}, a name by which functions are given what is of the rollout: rename it"
+        )
     with about("the column columns of the data, which is a JSON text of further columns, cannot be read"):
         asked = Asked.of(row)
     for model in models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import pytest
 import torch
@@ -235,6 +236,29 @@ def test_functions_are_given_the_columns_of_the_data(make):
     assert not again and prompts == list("wxyz") and answer == [1, 2, 3, 5]
     assert others == ["completion_ids", "hint", "log_extra", "log_metric", "trainer_state"]
     assert metrics["rewards/right/mean"] == [11 / 4]
+
+
+@pytest.mark.parametrize(
+    "name", ["prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"]
+)
+def test_columns_of_names_that_functions_are_given_are_refused(make, name):
+    """They ended the first rollout in a TypeError, or were replaced in silence."""
+    with pytest.raises(ValueError, match=f"the data has the column {name}, a name by which functions are given what"):
+        make(rows={"prompt": PROMPTS, name: PROMPTS})
+
+
+def test_what_a_run_gives_functions_comes_before_further_columns(make):
+    """A file may have any column; TRL's functions note by these names."""
+    seen = []
+
+    def noted(completions, log_metric, completion_ids):
+        log_metric("mine", 1.0)
+        seen.extend(completion_ids)
+        return [1.0] * 4
+
+    further = json.dumps({"log_metric": "text", "completion_ids": "text"})
+    assert of_four(make(noted, rows={"prompt": PROMPTS, "columns": [further] * 4}))["mine"] == [1.0]
+    assert all(isinstance(ids, list) and ids for ids in seen)
 
 
 def test_a_column_of_that_name_that_is_no_json_is_told(make):
