@@ -18,6 +18,28 @@ from rlhf_lines.train.ppo_config import PPOConfig
 
 Reward = RewardModel | Callable[..., Any] | str
 
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_turns(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in value
+    )
+
+
+def _is_prompt(value: object) -> bool:
+    return _is_text(value) or _is_turns(value)
+
+
+# What the columns that have a meaning of their own hold, where they hold something.
+_EXPECTED = {
+    "prompt": ("a text or turns (mappings with role and content)", _is_prompt),
+    "scored_prompt": ("a text or turns (mappings with role and content)", _is_prompt),
+    "conversation": ("turns (mappings with role and content)", _is_turns),
+    "blank": ("a text", _is_text),
+}
 # What TRL gives a reward function beside the columns of the data.
 _OF_RUN = ("completion_ids", "trainer_state", "log_extra", "log_metric")
 
@@ -54,8 +76,8 @@ def check_shown(models: Sequence[RewardModel], rows: Sequence[Mapping[str, Any]]
         rows: of the data.
 
     Raises:
-        ValueError: a row has no prompt, or a column of a name that is taken, a model reads texts and the prompt is a
-            conversation, or a function asks for what the data has not.
+        ValueError: a row has no prompt, a column has a name that is taken or holds another type, a model reads texts
+            and the prompt is a conversation, or a function asks for what the data has not.
     """
     for row in rows:
         _check_row(models, row)
@@ -69,6 +91,13 @@ def _check_row(models: Sequence[RewardModel], row: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the data has the column {taken[0]}, a name by which functions are given what is of the rollout: rename it"
         )
+    for name, (what, fits) in _EXPECTED.items():
+        value = row.get(name)
+        if not fits(value) and (value is not None or name == "prompt"):
+            raise ValueError(
+                f"the column {name} of the data holds {excerpt(value)}, expected {what}: mend it"
+                f"{', or rename it' * (name != 'prompt')}"
+            )
     with about("the column columns of the data, which is a JSON text of further columns, cannot be read"):
         asked = Asked.of(row)
     for model in models:

@@ -261,6 +261,31 @@ def test_what_a_run_gives_functions_comes_before_further_columns(make):
     assert all(isinstance(ids, list) and ids for ids in seen)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("blank", 1, "the column blank of the data holds 1, expected a text: mend it, or rename it"),
+        ("conversation", "a b", r"the column conversation of the data holds 'a b', expected turns \(mappings"),
+        (
+            "conversation",
+            [{"user": "a"}],
+            r"the column conversation .* holds \[\{'user': 'a'\}\], expected turns",
+        ),
+        ("scored_prompt", 1, "the column scored_prompt of the data holds 1, expected a text or turns"),
+        ("prompt", 1, "the column prompt of the data holds 1, expected a text or turns .*: mend it$"),
+        ("prompt", None, "the column prompt of the data holds None, expected a text or turns"),
+    ],
+)
+def test_a_column_with_a_meaning_of_its_own_of_another_type_is_named(make, name, value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make(rows={"prompt": PROMPTS, name: [value] * 4})
+
+
+def test_columns_with_a_meaning_of_their_own_may_be_empty(make):
+    rows = {"prompt": PROMPTS, **dict.fromkeys(("blank", "conversation", "scored_prompt", "columns"), [None] * 4)}
+    assert len(of_four(make(rows=rows))["reward"]) == 1
+
+
 def test_a_column_of_that_name_that_is_no_json_is_told(make):
     with pytest.raises(ValueError, match="the column columns of the data, which is a JSON text of further columns"):
         make(rows={"prompt": PROMPTS, "columns": ["id, name"] * 4})
