@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from reward_models import Classifier, FunctionReward, RewardModel
+from reward_models import RULES, Classifier, FunctionReward, RewardModel
 from reward_models.base import excerpt
 from rlhf_lines.errors import about
 from rlhf_lines.scoring import Asked, score
@@ -102,16 +102,22 @@ def _check_row(models: Sequence[RewardModel], row: Mapping[str, Any]) -> None:
         asked = Asked.of(row)
     for model in models:
         if not isinstance(asked.text, str) and not getattr(model, "reads_turns", False):
-            reads_chat = {
-                FunctionReward: "make it FunctionReward(function, template='chat'), which is given turns, or ",
-                Classifier: "load it with template='chat', or ",
-            }
             raise ValueError(
                 f"reward {model.name!r} reads texts, but the data has the prompt {excerpt(asked.text)}: "
-                f"{reads_chat.get(type(model), '')}add a column scored_prompt of texts"
+                f"{_way_to_turns(model)}add a column scored_prompt of texts"
             )
         if isinstance(model, FunctionReward):
             model.check_form([*asked.columns, *_OF_RUN])
+
+
+def _way_to_turns(model: RewardModel) -> str:
+    """How a reward model that reads texts comes to read turns, if it can."""
+    ways = {
+        FunctionReward: "make it FunctionReward(function, template='chat'), which is given turns, or ",
+        Classifier: "load it with template='chat', or ",
+    }
+    is_own = not hasattr(model, "reads_turns") and not isinstance(model, tuple(RULES.values()))
+    return ways.get(type(model), "set reads_turns = True on it if its score takes turns, or " * is_own)
 
 
 def reward_function(reward_model: RewardModel) -> Callable[..., list[float]]:

@@ -26,6 +26,15 @@ def shortness(prompts, completions):
     return [-len(completion.split()) for completion in completions]
 
 
+class Own:
+    """A reward model of a user's own."""
+
+    name = "own"
+
+    def score(self, prompts, completions):
+        return [1.0] * len(completions)
+
+
 @pytest.fixture
 def make(tmp_path, llama, tokenizer):
     """Return a maker of trainers on the tiny Llama, which takes everything that the class takes."""
@@ -315,6 +324,7 @@ def chat_tokenizer():
             r"make it FunctionReward\(function, template='chat'\), which is given turns, or add a column scored",
         ),
         ("rule:length", "add a column scored_prompt of texts"),
+        (Own(), "set reads_turns = True on it if its score takes turns, or add a column scored_prompt of texts"),
     ],
 )
 def test_conversations_for_a_reward_that_reads_texts_are_refused(make, chat_tokenizer, reward, way_out):
