@@ -160,7 +160,7 @@ class PPOTrainer(
         check_policy(model, peft_config)
         check_arguments(kwargs)
         models = given_rewards(reward_models, args, names_of_sets(kwargs))
-        rows = first_rows(kwargs)
+        rows = first_rows(kwargs, evaluates=args.eval_strategy != "no")
         check_shown(models, rows)
         asked = copy(peft_config)  # in which PEFT puts what it finds
         dataset = kwargs.get("train_dataset")
@@ -179,7 +179,7 @@ class PPOTrainer(
         )
         check_adapted(self.model, asked, stage="ppo")
         check_writes(self.model.config, self._tokenizer)
-        check_template(self._tokenizer, rows)
+        check_template(self._tokenizer, rows.values())
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.is_sharded and (args.value_lora or args.max_update_kl is not None):
             raise ValueError("value_lora and max_update_kl do not work under FSDP and DeepSpeed: leave them out")

@@ -68,19 +68,22 @@ def given_rewards(given: object, args: PPOConfig, sets: Sequence[str] = ()) -> l
     return found
 
 
-def check_shown(models: Sequence[RewardModel], rows: Sequence[Mapping[str, Any]]) -> None:
+def check_shown(models: Sequence[RewardModel], rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Stop where a reward model cannot read what it would be shown of rows.
 
     Args:
         models: the reward models.
-        rows: of the data.
+        rows: of the data, by what the data set is called.
 
     Raises:
         ValueError: a row has no prompt, a column has a name that is taken or holds another type, a model reads texts
             and the prompt is a conversation, or a function asks for what the data has not.
     """
-    for row in rows:
-        _check_row(models, row)
+    for name, row in rows.items():
+        try:
+            _check_row(models, row)
+        except ValueError as error:
+            raise ValueError(f"the first row of {name}: {error}") from error
 
 
 def _check_row(models: Sequence[RewardModel], row: Mapping[str, Any]) -> None:

@@ -330,9 +330,6 @@ def chat_tokenizer():
 def test_conversations_for_a_reward_that_reads_texts_are_refused(make, chat_tokenizer, reward, way_out):
     with pytest.raises(ValueError, match=rf"reads texts, but the data has the prompt \[.*'a'.*\]: {way_out}"):
         make(reward, rows=TURNS, processing_class=chat_tokenizer)
-    evaluation = {"some": Dataset.from_dict(TURNS)}
-    with pytest.raises(ValueError, match="reads texts, but the data has the prompt"):
-        make(reward, processing_class=chat_tokenizer, eval_dataset=evaluation)
 
 
 def test_conversations_are_taken_where_rewards_can_read_them(make, chat_tokenizer):
@@ -357,6 +354,26 @@ def test_a_tokenizer_without_end_token_is_refused(make):
     tokenizer = tiny.word_tokenizer(eos_token=None)
     with pytest.raises(ValueError, match=r"has no end token, and the model's configs declare none, so no completion"):
         make(processing_class=tokenizer)
+
+
+def right(prompts, completions, answer):
+    return [1.0] * len(completions)
+
+
+def test_rows_that_are_evaluated_are_checked_and_named(make):
+    rows = {"prompt": PROMPTS, "answer": PROMPTS}
+    without, answered = Dataset.from_dict({"prompt": PROMPTS}), Dataset.from_dict(rows)
+    sentence = "the reward function 'right' cannot be called: missing a required argument: 'answer'"
+    for sets, name in ((without, "eval_dataset"), ({"a": answered, "b": without}, "eval_dataset 'b'")):
+        with pytest.raises(ValueError, match=f"^the first row of {name}: {sentence}"):
+            make(right, rows=rows, eval_dataset=sets, settings={"eval_strategy": "steps", "eval_steps": 1})
+    with pytest.raises(ValueError, match=f"^the first row of train_dataset: {sentence}"):
+        make(right)
+
+
+def test_rows_that_are_never_evaluated_stop_no_run(make):
+    rows, without = {"prompt": PROMPTS, "answer": PROMPTS}, Dataset.from_dict({"prompt": PROMPTS})
+    assert len(of_four(make(right, rows=rows, eval_dataset=without))["reward"]) == 1
 
 
 def test_a_stream_of_prompts_is_taken(make):
