@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from rlhf_lines.task_rewards import RewardEntry, check_names, check_some, check_
 from rlhf_lines.train.ppo_config import PPOConfig
 
 
-Reward = RewardModel | Callable[..., Any] | str
+Reward = RewardModel | Callable[..., Any] | str | os.PathLike
 
 
 def _is_text(value: object) -> bool:
@@ -45,7 +46,7 @@ _OF_RUN = ("completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
 def given_rewards(given: object, args: PPOConfig, sets: Sequence[str] = ()) -> list[RewardModel]:
-    """The reward models that stand for what a user gives: such models, functions, and texts as a config has them.
+    """The reward models that stand for what a user gives: such models, functions, and texts of a config or paths.
 
     Args:
         given: one, or a list of them.
@@ -61,7 +62,11 @@ def given_rewards(given: object, args: PPOConfig, sets: Sequence[str] = ()) -> l
     check_some(items)
     found = [_reward(item, trust_remote_code=args.trust_remote_code) for item in items]
     names = [model.name for model in found]
-    check_names(names)
+    try:
+        check_names(names)
+    except ValueError as error:
+        equal = any(isinstance(model, FunctionReward) and names.count(model.name) > 1 for model in found)
+        raise ValueError(f"{error}{', as FunctionReward(function, name=...) does' * equal}") from error
     args.check_metric(names, sets)
     if args.reward_weights is not None:
         check_weights(args.reward_weights, len(found))
@@ -140,14 +145,15 @@ def reward_function(reward_model: RewardModel) -> Callable[..., list[float]]:
 
 def _reward(item: object, *, trust_remote_code: bool) -> RewardModel:
     """What one item stands for; a model of torch is also callable, and one of ours need not be."""
-    if isinstance(item, str):
-        return load_reward_models([RewardEntry(item)], trust_remote_code=trust_remote_code)[0]
-    if isinstance(item, RewardModel):
+    if isinstance(item, str | os.PathLike):
+        return load_reward_models([RewardEntry(os.fspath(item))], trust_remote_code=trust_remote_code)[0]
+    if isinstance(item, RewardModel) and not isinstance(item, type):  # which has the names that its objects have
         return item
     if callable(item) and not isinstance(item, nn.Module | type):
         plain = item.func if isinstance(item, functools.partial) else item
         return FunctionReward(item, name=getattr(plain, "__name__", type(plain).__name__))
     hint = ", as reward_models.load or Classifier.from_pretrained make one of its folder" * isinstance(item, nn.Module)
+    hint += f", as {item.__name__}(...) makes one" if isinstance(item, type) else ""
     raise ValueError(
         f"reward_models holds {excerpt(item)}, expected reward models{hint}: objects with a name and a method score, "
         "functions, or texts such as rule:length"

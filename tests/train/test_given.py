@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,7 +199,13 @@ def test_functions_texts_and_single_rewards_are_taken(make, rewards, name):
     ("rewards", "sentence"),
     [
         ([], "rewards is empty, expected one reward model or more"),
-        ([shortness, FunctionReward(len, name="shortness")], "names shortness, shortness: two are equal"),
+        (
+            [shortness, FunctionReward(len, name="shortness")],
+            r"two are equal, so give one another name, as FunctionReward\(function, name",
+        ),
+        (["rule:length", "rule:length"], "names length, length: two are equal, so give one another name$"),
+        ([Own], r"reward_models holds <class .*Own'>, expected reward models, as Own\(...\) makes one: objects"),
+        (Path("no/such/folder"), "no/such/folder"),
         (torch.nn.Linear(1, 1), r"reward_models holds Linear\(.*, as reward_models.load or Classifier.from_pretrained"),
         (3, "reward_models holds 3, expected reward models: objects with a name and a method score, functions, or"),
         ([FunctionReward], "reward_models holds <class 'reward_models.function.FunctionReward'>, expected"),
@@ -207,7 +214,7 @@ def test_functions_texts_and_single_rewards_are_taken(make, rewards, name):
     ],
 )
 def test_rewards_that_cannot_be_taken_are_refused(make, rewards, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         make(rewards)
 
 
