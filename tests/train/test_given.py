@@ -205,7 +205,7 @@ def test_functions_texts_and_single_rewards_are_taken(make, rewards, name):
         ),
         (["rule:length", "rule:length"], "names length, length: two are equal, so give one another name$"),
         ([Own], r"reward_models holds <class .*Own'>, expected reward models, as Own\(...\) makes one: objects"),
-        (Path("no/such/folder"), "no/such/folder"),
+        (Path("no/such/folder"), "the reward model no/such/folder does not exist"),
         (torch.nn.Linear(1, 1), r"reward_models holds Linear\(.*, as reward_models.load or Classifier.from_pretrained"),
         (3, "reward_models holds 3, expected reward models: objects with a name and a method score, functions, or"),
         ([FunctionReward], "reward_models holds <class 'reward_models.function.FunctionReward'>, expected"),
