@@ -75,7 +75,7 @@ def score(
     ids = [list(tokens) for tokens in completion_ids]
     # TRL's trainers take notes from functions; where no trainer is, nobody does.
     unheard = {"log_extra": _unheard, "log_metric": _unheard}
-    return model.score(prompts, texts, {**unheard, **of_run, **columns, "completion_ids": ids})
+    return model.score(prompts, texts, {**columns, **unheard, **of_run, "completion_ids": ids})
 
 
 def shown(model: Any, asked: Asked, completion: str) -> tuple[Prompt, str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from transformers import TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from rlhf_lines.artifact import (
@@ -237,26 +237,6 @@ def keep_trained(trained: Path, final: Path) -> None:
 def newest_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint of the highest step in the folder of a trainer, whole or not, or None."""
     return max(_checkpoints(Path(folder)), key=_step, default=None)
-
-
-def check_between_rollouts(checkpoint: str | Path, updates: int, max_steps: int) -> None:
-    """Stop where PPO would go on from inside a rollout: the rest of it is not kept, so that another run would follow.
-
-    Args:
-        checkpoint: its folder.
-        updates: of one rollout, in the run that goes on.
-        max_steps: of the same; where nothing is left to train, any checkpoint will do.
-
-    Raises:
-        ValueError: it would.
-    """
-    step = read_json(Path(checkpoint) / TRAINER_STATE_NAME)["global_step"]
-    if step % updates and step < max_steps:
-        raise ValueError(
-            f"{checkpoint} is of update {step}, but a rollout has {updates} updates, and a run goes on between two: "
-            "take a checkpoint that is a multiple of them, or the settings of its run (num_iterations, "
-            "steps_per_generation, gradient_accumulation_steps)"
-        )
 
 
 class WholeCheckpoints:

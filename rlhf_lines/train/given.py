@@ -5,7 +5,7 @@ The stage `ppo` checks its config, where less can be said. What the rewards are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from peft import PeftModel
@@ -59,11 +59,19 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is given, which PPO does not take: {reason}; leave it out")
 
 
-def first_rows(arguments: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The first row of every data set that is given and can be asked for it."""
-    given = (arguments.get("train_dataset"), arguments.get("eval_dataset"))
-    datasets = [each for one in given for each in (one.values() if isinstance(one, dict) else [one])]
-    return [dataset[0] for dataset in datasets if hasattr(dataset, "__len__") and len(dataset)]
+def first_rows(arguments: Mapping[str, Any], *, evaluates: bool) -> dict[str, Mapping[str, Any]]:
+    """The first row of every data set that is read and can be asked for it, by what the data set is called.
+
+    Args:
+        arguments: of the trainer.
+        evaluates: whether `eval_dataset` is read in the run.
+    """
+    given = {"train_dataset": arguments.get("train_dataset")}
+    if evaluates:
+        sets = arguments.get("eval_dataset")
+        named = sets.items() if isinstance(sets, dict) else []
+        given |= {f"eval_dataset {name!r}": dataset for name, dataset in named} or {"eval_dataset": sets}
+    return {name: dataset[0] for name, dataset in given.items() if hasattr(dataset, "__len__") and len(dataset)}
 
 
 def names_of_sets(arguments: Mapping[str, Any]) -> list[str]:
@@ -72,7 +80,7 @@ def names_of_sets(arguments: Mapping[str, Any]) -> list[str]:
     return list(given) if isinstance(given, dict) else []
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> None:
+def check_template(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping[str, Any]]) -> None:
     """Stop where prompts are conversations, and the tokenizer has no chat template to write them in.
 
     Raises:

@@ -389,6 +389,11 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
                 passes % of_update == 0 or of_update % passes == 0,
             ),
             # A checkpoint stands between two rollouts, and holds policy and value function of one moment.
+            (
+                "enable_jit_checkpoint",
+                "false: it saves inside rollouts, from where no run goes on (use save_strategy: steps)",
+                not self.enable_jit_checkpoint,
+            ),
             ("save_strategy", "steps, epoch or no", self.save_strategy != "best"),
             (
                 "load_best_model_at_end",

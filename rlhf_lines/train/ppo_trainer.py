@@ -60,8 +60,9 @@ from rlhf_lines.train.advantages import (
     whiten,
 )
 from rlhf_lines.train.attention import attend_in_float32
+from rlhf_lines.train.between_rollouts import BetweenRollouts, check_between_rollouts
 from rlhf_lines.train.card import OwnCard
-from rlhf_lines.train.checkpoints import WholeCheckpoints, check_between_rollouts
+from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.evaluation import FOLDER, completion_rows, evaluation_metrics, write_completions
 from rlhf_lines.train.finite import FiniteTraining
 from rlhf_lines.train.given import check_arguments, check_policy, check_template, first_rows, names_of_sets
@@ -72,7 +73,7 @@ from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.rewards import Reward, check_shown, given_rewards, reward_function
 from rlhf_lines.train.steady import distance, hold_steady, tolerance
 from rlhf_lines.train.told import ToldSettings
-from rlhf_lines.train.window import TOKENS, of_window
+from rlhf_lines.train.window import TOKENS, check_noted, of_window
 
 
 POLICY, VALUE = "default", "value"  # names of the adapters; PEFT gives the first
@@ -116,7 +117,9 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed(self.seed + epoch)
 
 
-class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, FiniteTraining, GRPOTrainer):
+class PPOTrainer(
+    LayerLearningRates, ToldSettings, BetweenRollouts, WholeCheckpoints, OwnCard, FiniteTraining, GRPOTrainer
+):
     """Train a LoRA policy and a value function on one frozen base.
 
     Args:
@@ -157,7 +160,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         check_policy(model, peft_config)
         check_arguments(kwargs)
         models = given_rewards(reward_models, args, names_of_sets(kwargs))
-        rows = first_rows(kwargs)
+        rows = first_rows(kwargs, evaluates=args.eval_strategy != "no")
         check_shown(models, rows)
         asked = copy(peft_config)  # in which PEFT puts what it finds
         dataset = kwargs.get("train_dataset")
@@ -176,7 +179,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
         )
         check_adapted(self.model, asked, stage="ppo")
         check_writes(self.model.config, self._tokenizer)
-        check_template(self._tokenizer, rows)
+        check_template(self._tokenizer, rows.values())
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.is_sharded and (args.value_lora or args.max_update_kl is not None):
             raise ValueError("value_lora and max_update_kl do not work under FSDP and DeepSpeed: leave them out")
@@ -215,7 +218,6 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
             add_in_place(self.model)
             self._check_head()
         self._rollouts = 0  # since the start of the run, which a resumed one goes on with
-        self._saves_later = False  # a checkpoint is asked for, inside a rollout
         self._written_rollouts = 0  # the rollouts at the last log: a table of completions holds the newest
         self._rollout_began: float | None = None  # seconds
         self._rollout_tokens = 0.0
@@ -300,6 +302,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
                 self._compare_readings(rollout)
             self._buffered_inputs = deal(rollout, self.args.steps_per_generation)
             self._rollouts += 1
+            self._rollout_ends = self.state.global_step + self.args.updates_per_rollout
             self._rollout_tokens = rollout["num_items_in_batch"].item()
             self._leaves_out_updates = False
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
@@ -388,6 +391,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         before = self._counts()
         self._scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        check_noted(self._pending_metrics, self.reward_func_names)
         self._newly_counted.update({name: count - before[name] for name, count in self._counts().items()})
         return self._scores
 
@@ -776,13 +780,6 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
 
     # --- files
 
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
-        """As Trainer's; a checkpoint that is asked for inside a rollout is written at its end, or the run's."""
-        asked, ends = self.control.should_save or self._saves_later, self.control.should_training_stop
-        self._saves_later = asked and not ends and self.state.global_step % self.args.updates_per_rollout != 0
-        self.control.should_save = asked and not self._saves_later
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -797,6 +794,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
             own = {
                 "kl_coef": self.kl_coef,
                 "rollouts": self._rollouts,
+                "rollout_ends": self._rollout_ends,
                 "normalizations": scales,
                 "counted": self.counted,
             }
@@ -814,9 +812,10 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, Fi
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            check_between_rollouts(checkpoint, self.args.updates_per_rollout, self.state.max_steps)
             # Read here: DeepSpeed loads the weights by itself, and not by the method above.
             state = json.loads((Path(checkpoint) / STATE).read_text())
+            ends = state.get("rollout_ends", 0)  # earlier runs did not say it
+            check_between_rollouts(checkpoint, self.args.updates_per_rollout, self.state.max_steps, ends)
             self.kl_coef, self._rollouts, self.counted = state["kl_coef"], state["rollouts"], state["counted"]
             self._written_rollouts = self._rollouts
             scales = [normalization.to_dict() for normalization in self.normalizations]

@@ -7,10 +7,13 @@ no mean of the smallest of each.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from reward_models.base import excerpt
+from rlhf_lines.train.evaluation import metric_names
 
 
-TOKENS = "tokens"  # of a minibatch of all processes, noted beside its numbers, and not logged
+TOKENS = "minibatch/tokens"  # of a minibatch of all processes, noted beside its numbers, and not logged
 _PER_TOKEN = (
     *("value_loss", "value_clip_ratio", "update_kl", "entropy"),
     *("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"),
@@ -22,6 +25,11 @@ _LARGEST = (
 )
 _CLIPPED = "completions/clipped_ratio"  # the share of a rollout's completions without an end
 _OF_TERMINATED = "completions/{}_terminated_length"
+_OF_RUN = (
+    *("loss", "policy_loss", "aux_loss", "entropy_coef", "grad_norm", "learning_rate", "epoch", "step"),
+    *("step_time", "tokens_per_second", "frac_reward_zero_std"),
+    *("sampling/importance_sampling_ratio/mean", "sampling/sampling_logp_difference/mean"),
+)
 
 
 def of_window(noted: Mapping[str, Sequence[float]]) -> defaultdict[str, list[float]]:
@@ -53,6 +61,26 @@ def of_window(noted: Mapping[str, Sequence[float]]) -> defaultdict[str, list[flo
             weights = [share for share in ended if share > 0]
             found[name] = [_mean(lengths, weights) if extreme is None else extreme(lengths)]
     return found
+
+
+def check_noted(names: Iterable[str], rewards: Sequence[str]) -> None:
+    """Stop where reward functions note a number under a name of PPO's own: the two would be mixed.
+
+    Args:
+        names: what functions have noted.
+        rewards: the names of the rewards.
+
+    Raises:
+        ValueError: a name is PPO's.
+    """
+    strayed = [f"rewards/{name}/strayed" for name in rewards]
+    own = {TOKENS, *_PER_TOKEN, *_SMALLEST, *_LARGEST, *_OF_RUN, *metric_names(rewards), *strayed}
+    for name in names:
+        if name in own:
+            raise ValueError(
+                f"a reward function notes {excerpt(name)} by log_metric, a name under which PPO notes a number of its "
+                "own: choose another one"
+            )
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:

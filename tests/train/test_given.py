@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,15 @@ LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_t
 
 def shortness(prompts, completions):
     return [-len(completion.split()) for completion in completions]
+
+
+class Own:
+    """A reward model of a user's own."""
+
+    name = "own"
+
+    def score(self, prompts, completions):
+        return [1.0] * len(completions)
 
 
 @pytest.fixture
@@ -188,7 +199,13 @@ def test_functions_texts_and_single_rewards_are_taken(make, rewards, name):
     ("rewards", "sentence"),
     [
         ([], "rewards is empty, expected one reward model or more"),
-        ([shortness, FunctionReward(len, name="shortness")], "names shortness, shortness: two are equal"),
+        (
+            [shortness, FunctionReward(len, name="shortness")],
+            r"two are equal, so give one another name, as FunctionReward\(function, name",
+        ),
+        (["rule:length", "rule:length"], "names length, length: two are equal, so give one another name$"),
+        ([Own], r"reward_models holds <class .*Own'>, expected reward models, as Own\(...\) makes one: objects"),
+        (Path("no/such/folder"), "the reward model no/such/folder does not exist"),
         (torch.nn.Linear(1, 1), r"reward_models holds Linear\(.*, as reward_models.load or Classifier.from_pretrained"),
         (3, "reward_models holds 3, expected reward models: objects with a name and a method score, functions, or"),
         ([FunctionReward], "reward_models holds <class 'reward_models.function.FunctionReward'>, expected"),
@@ -197,7 +214,7 @@ def test_functions_texts_and_single_rewards_are_taken(make, rewards, name):
     ],
 )
 def test_rewards_that_cannot_be_taken_are_refused(make, rewards, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         make(rewards)
 
 
@@ -237,6 +254,54 @@ def test_functions_are_given_the_columns_of_the_data(make):
     assert metrics["rewards/right/mean"] == [11 / 4]
 
 
+@pytest.mark.parametrize(
+    "name", ["prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"]
+)
+def test_columns_of_names_that_functions_are_given_are_refused(make, name):
+    """They ended the first rollout in a TypeError, or were replaced in silence."""
+    with pytest.raises(ValueError, match=f"the data has the column {name}, a name by which functions are given what"):
+        make(rows={"prompt": PROMPTS, name: PROMPTS})
+
+
+def test_what_a_run_gives_functions_comes_before_further_columns(make):
+    """A file may have any column; TRL's functions note by these names."""
+    seen = []
+
+    def noted(completions, log_metric, completion_ids):
+        log_metric("mine", 1.0)
+        seen.extend(completion_ids)
+        return [1.0] * 4
+
+    further = json.dumps({"log_metric": "text", "completion_ids": "text"})
+    assert of_four(make(noted, rows={"prompt": PROMPTS, "columns": [further] * 4}))["mine"] == [1.0]
+    assert all(isinstance(ids, list) and ids for ids in seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("blank", 1, "the column blank of the data holds 1, expected a text: mend it, or rename it"),
+        ("conversation", "a b", r"the column conversation of the data holds 'a b', expected turns \(mappings"),
+        (
+            "conversation",
+            [{"user": "a"}],
+            r"the column conversation .* holds \[\{'user': 'a'\}\], expected turns",
+        ),
+        ("scored_prompt", 1, "the column scored_prompt of the data holds 1, expected a text or turns"),
+        ("prompt", 1, "the column prompt of the data holds 1, expected a text or turns .*: mend it$"),
+        ("prompt", None, "the column prompt of the data holds None, expected a text or turns"),
+    ],
+)
+def test_a_column_with_a_meaning_of_its_own_of_another_type_is_named(make, name, value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make(rows={"prompt": PROMPTS, name: [value] * 4})
+
+
+def test_columns_with_a_meaning_of_their_own_may_be_empty(make):
+    rows = {"prompt": PROMPTS, **dict.fromkeys(("blank", "conversation", "scored_prompt", "columns"), [None] * 4)}
+    assert len(of_four(make(rows=rows))["reward"]) == 1
+
+
 def test_a_column_of_that_name_that_is_no_json_is_told(make):
     with pytest.raises(ValueError, match="the column columns of the data, which is a JSON text of further columns"):
         make(rows={"prompt": PROMPTS, "columns": ["id, name"] * 4})
@@ -266,14 +331,12 @@ def chat_tokenizer():
             r"make it FunctionReward\(function, template='chat'\), which is given turns, or add a column scored",
         ),
         ("rule:length", "add a column scored_prompt of texts"),
+        (Own(), "set reads_turns = True on it if its score takes turns, or add a column scored_prompt of texts"),
     ],
 )
 def test_conversations_for_a_reward_that_reads_texts_are_refused(make, chat_tokenizer, reward, way_out):
     with pytest.raises(ValueError, match=rf"reads texts, but the data has the prompt \[.*'a'.*\]: {way_out}"):
         make(reward, rows=TURNS, processing_class=chat_tokenizer)
-    evaluation = {"some": Dataset.from_dict(TURNS)}
-    with pytest.raises(ValueError, match="reads texts, but the data has the prompt"):
-        make(reward, processing_class=chat_tokenizer, eval_dataset=evaluation)
 
 
 def test_conversations_are_taken_where_rewards_can_read_them(make, chat_tokenizer):
@@ -298,6 +361,26 @@ def test_a_tokenizer_without_end_token_is_refused(make):
     tokenizer = tiny.word_tokenizer(eos_token=None)
     with pytest.raises(ValueError, match=r"has no end token, and the model's configs declare none, so no completion"):
         make(processing_class=tokenizer)
+
+
+def right(prompts, completions, answer):
+    return [1.0] * len(completions)
+
+
+def test_rows_that_are_evaluated_are_checked_and_named(make):
+    rows = {"prompt": PROMPTS, "answer": PROMPTS}
+    without, answered = Dataset.from_dict({"prompt": PROMPTS}), Dataset.from_dict(rows)
+    sentence = "the reward function 'right' cannot be called: missing a required argument: 'answer'"
+    for sets, name in ((without, "eval_dataset"), ({"a": answered, "b": without}, "eval_dataset 'b'")):
+        with pytest.raises(ValueError, match=f"^the first row of {name}: {sentence}"):
+            make(right, rows=rows, eval_dataset=sets, settings={"eval_strategy": "steps", "eval_steps": 1})
+    with pytest.raises(ValueError, match=f"^the first row of train_dataset: {sentence}"):
+        make(right)
+
+
+def test_rows_that_are_never_evaluated_stop_no_run(make):
+    rows, without = {"prompt": PROMPTS, "answer": PROMPTS}, Dataset.from_dict({"prompt": PROMPTS})
+    assert len(of_four(make(right, rows=rows, eval_dataset=without))["reward"]) == 1
 
 
 def test_a_stream_of_prompts_is_taken(make):

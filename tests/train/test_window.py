@@ -10,7 +10,7 @@ from peft import LoraConfig
 from reward_models import FunctionReward
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import PPOTrainer
-from rlhf_lines.train.window import TOKENS, of_window
+from rlhf_lines.train.window import TOKENS, check_noted, of_window
 from tests.tiny import QUIET, WORDS
 
 
@@ -25,12 +25,12 @@ def shortness(prompts, completions):
 def make(tmp_path, llama, tokenizer):
     """Return a maker of trainers with rollouts of 16, two updates each, that clip."""
 
-    def trainer(name="run", *, eval_dataset=None, **settings):
+    def trainer(name="run", reward=shortness, *, eval_dataset=None, **settings):
         defaults = {"per_device_train_batch_size": 16, "max_completion_length": 8, "num_iterations": 2, "epsilon": 0.01}
         defaults |= {"learning_rate": 2e-2, "max_steps": 4, "logging_steps": 1, "value_clip_range": 0.02}
         return PPOTrainer(
             llama(),
-            [FunctionReward(shortness)],
+            [FunctionReward(reward)],
             PPOConfig(output_dir=str(tmp_path / name), **{**QUIET, **defaults, **settings}),
             peft_config=LoraConfig(r=2, lora_alpha=4, target_modules="all-linear"),
             train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
@@ -60,6 +60,36 @@ def test_numbers_per_token_are_weighed_and_extremes_are_extremes():
     assert found["completions/min_terminated_length"] == [1.0]
     none = {"completions/clipped_ratio": [1.0], "completions/min_terminated_length": [0.0]}
     assert of_window(none) == none
+
+
+def noting(name):
+    """A reward function that notes the mean length of its completions."""
+
+    def noted(prompts, completions, log_metric):
+        scores = shortness(prompts, completions)
+        log_metric(name, -sum(scores) / len(scores))
+        return scores
+
+    return noted
+
+
+@pytest.mark.parametrize("name", ["tokens", "brevity", "completions/mine"])
+def test_what_a_function_notes_is_averaged_over_rollouts(make, name):
+    """Two rollouts in one log; `tokens` was taken for the weights of minibatches, and the run ended in a ValueError."""
+    (row,) = logged(make(reward=noting(name), logging_steps=4))
+    assert row[name] == pytest.approx(-row["reward"]) and row[name] > 0
+
+
+def test_names_of_ppo_are_refused_as_names_of_what_functions_note(make):
+    trainer = make(max_steps=1)
+    (row,) = logged(trainer)
+    own = row.keys() | {TOKENS}
+    assert len(own) > 30
+    for name in own:
+        with pytest.raises(ValueError, match=f"a reward function notes '{name}' by log_metric, a name under which PPO"):
+            check_noted(["fine", name], ["shortness"])
+    with pytest.raises(ValueError, match="a reward function notes 'entropy' by log_metric"):
+        make(reward=noting("entropy")).train()
 
 
 def test_microbatches_change_no_logged_number(make):
