@@ -255,7 +255,7 @@ def build_front(
         "forgetting": forgetting,
         "audit": audit,
         "benchmarks": dict(benchmarks or {}),
-        "answers": None if answers is None else list(answers),
+        "answers": list(answers or ()),
     }
 
 
