@@ -23,6 +23,7 @@ from rlhf_lines.artifact import read_record
 from rlhf_lines.merge import checkpoint_sha256
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train import ppo_trainer
+from rlhf_lines.train.between_rollouts import BetweenRollouts
 from rlhf_lines.train.card import OwnCard
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.ppo_config import PPOConfig
@@ -148,7 +149,9 @@ SEAM = {
         "model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial ignore_keys_for_eval start_time "
         "resume_from_checkpoint epochs_trained steps_trained_in_current_epoch"
     ),
-    "_maybe_log_save_evaluate": ("tr_loss grad_norm model trial epoch ignore_keys_for_eval start_time learning_rate"),
+    "_maybe_log_save_evaluate": "tr_loss grad_norm model trial epoch ignore_keys_for_eval start_time learning_rate",
+    "_finalize_training": "trial num_train_samples start_time",
+    "_evaluate": "trial ignore_keys_for_eval skip_scheduler",
     "_load_from_checkpoint": "resume_from_checkpoint model",
     "_load_optimizer_and_scheduler": "checkpoint",
     "create_optimizer": "model",
@@ -169,11 +172,11 @@ def test_the_methods_of_grpo_trainer_are_as_expected(method):
 
 def test_ppo_trainer_overrides_these_methods_and_no_other():
     """A helper of PPOTrainer that TRL starts to use the name of would show here."""
-    members = {**vars(WholeCheckpoints), **vars(OwnCard), **vars(PPOTrainer)}
+    members = {**vars(BetweenRollouts), **vars(WholeCheckpoints), **vars(OwnCard), **vars(PPOTrainer)}
     own = {name for name, member in members.items() if inspect.isfunction(member)}
     assert own & set(dir(GRPOTrainer)) == {"__init__", *SEAM} - CALLED
     attributes = {name for name in members.keys() - own if not name.startswith("__")}
-    assert attributes == {"_tag_names", "_name", "_rates", "_writes_checkpoint"}
+    assert attributes == {"_tag_names", "_name", "_rates", "_writes_checkpoint", "_rollout_ends", "_saves_later"}
     assert attributes & set(dir(GRPOTrainer)) == {"_tag_names", "_name"}
 
 
