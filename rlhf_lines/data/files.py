@@ -16,6 +16,7 @@ from rlhf_lines.data.conversation import KINDS, Messages, kind_of
 from rlhf_lines.data.sources import Rows, columns, read
 from rlhf_lines.data.splits import ALL, HELD_OUT, SHARE, SPLITS, TestSize, prompts_by_split, rows_of
 from rlhf_lines.data.templates import TEMPLATES, Template, find
+from rlhf_lines.data.writer import MARGIN
 
 
 COLUMNS = {
@@ -25,7 +26,6 @@ COLUMNS = {
     "preferences": ("prompt", "chosen", "rejected"),
 }
 PAIR = ("chosen", "rejected")
-MARGIN = "margin"  # a column beside a pair
 ALIKE = {"completion": "chosen"}  # what is a demonstration where there is no other
 SPOKEN = ("prompt", "completion", *PAIR, "messages")  # the columns that may hold messages
 # What a chat template or a model of images would be given besides: a conversation is not the same without it.

@@ -13,6 +13,14 @@ from rlhf_lines.data.templates import Template
 from rlhf_lines.limits import without_tokens
 
 
+MARGIN = "margin"  # a column beside a pair
+
+
+def margin_of(pair: Mapping[str, Any]) -> dict[str, float]:
+    """The column `margin` of a pair, by how much the chosen reply is to score higher, or nothing."""
+    return {MARGIN: pair[MARGIN]} if MARGIN in pair else {}
+
+
 @dataclass(frozen=True)
 class Writer:
     """How the rows of a source are written for a stage.
@@ -46,7 +54,7 @@ class Writer:
         shown = self.scored_prompt(row["prompt"])
         if self.kind == "preferences":
             more = {"conversation": self._turns(row)} if self.with_turns else {}
-            more |= {key: row[key] for key in ("margin",) if key in row}
+            more |= margin_of(row)
             return {"prompt": shown, "chosen": row["chosen"], "rejected": row["rejected"], **more, "read": shown}
         turns = self._turns(row)
         is_chat = chat.has_chat_template(self.tokenizer)

@@ -10,6 +10,7 @@ from reward_models import Format
 from reward_models.conversation import CHAT, conversation
 from rlhf_lines.config import RunConfig, read_fields
 from rlhf_lines.data.config import DemonstrationDataConfig, PreferenceDataConfig, TrainingDataConfig
+from rlhf_lines.data.writer import margin_of
 from rlhf_lines.task_rewards import KINDS, RewardEntry, check_some
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.settings import PolicyModelConfig, RewardSettings, SFTSettings
@@ -59,11 +60,10 @@ class RewardTextConfig:
         if self.template == Format().template:
             return pair
         sides = ("chosen", "rejected")
-        margin = {key: pair[key] for key in ("margin",) if key in pair}
         if self.template == CHAT:
-            return {side: conversation(pair["conversation"], pair[side]) for side in sides} | margin
+            return {side: conversation(pair["conversation"], pair[side]) for side in sides} | margin_of(pair)
         plain = Format(template=self.template)
-        return {side: plain.render(pair["prompt"], pair[side], special_tokens)[0] for side in sides} | margin
+        return {side: plain.render(pair["prompt"], pair[side], special_tokens)[0] for side in sides} | margin_of(pair)
 
 
 SFT = (RunConfig, DemonstrationDataConfig, SFTSettings, ModelConfig)
